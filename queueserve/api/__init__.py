@@ -1,0 +1,1 @@
+"""The HTTP edge: OpenAI requests in, OpenAI objects and streams out."""

@@ -1,0 +1,274 @@
+"""What crosses a process: frozen data and its encoding.
+
+A `Job` goes from an API server through Redis to a worker as one JSON object. `Event`s come back
+over the API server's reply channel; one message is a JSON array of events, and an event is an array
+that starts with its kind, so that `redis-cli SUBSCRIBE` reads well and a token costs few bytes.
+
+    ["started",  job, epoch, seq, prompt_tokens, cached_tokens, prompt_hash, fingerprint, worker]
+    ["delta",    job, epoch, seq, pos, text, [token, ...], [logprob, ...] | null]
+    ["progress", job, epoch, seq, pos]
+    ["finished", job, epoch, seq, pos, text, finish_reason]
+    ["failed",   job, epoch, code, message, param | null]
+    ["orphaned", job, epoch]
+
+`seq` counts the job's output tokens and `pos` its output characters *before* this event; both go on
+across workers, so an overlap can be trimmed and a gap is seen. `epoch` is the fence: it grows with
+every dispatch, and what carries an older one is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from queueserve.errors import ProtocolError
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+JobKind: TypeAlias = Literal["chat", "completion"]
+
+CLASSES = 16
+"""Priority classes: 0 goes first, 15 last."""
+DEFAULT_CLASS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. The API server always sets `seed`, so a continuation can repeat it."""
+
+    max_tokens: int | None = None  # None: as many as the context has room for
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # 1: off
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = (
+        None  # alternatives per token; None: no logprobs, 0: the token's own only
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """Where an interrupted job goes on: all that another worker needs to pick it up exactly."""
+
+    tokens: tuple[int, ...]  # output tokens the API server has received
+    chars: int  # output characters it has received: less than the tokens' text if some is held back
+    prompt_hash: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One sequence to generate. A request with n = 2, or with two prompts, is two jobs."""
+
+    id: str
+    pool: str  # the queue it waits in
+    model: str  # the name the client asked for: an alias or an adapter of the pool's model
+    kind: JobKind
+    messages: tuple[Mapping[str, Any], ...] = ()  # kind "chat"
+    prompt: str | tuple[int, ...] = ""  # kind "completion": text or token ids
+    sampling: Sampling = field(default_factory=Sampling)
+    tools: tuple[Mapping[str, Any], ...] = ()  # shown to the chat template
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    tenant: str = "default"
+    priority: int = DEFAULT_CLASS
+    cost: int = 1  # estimated tokens, for fair queueing
+    queue_timeout: float = 60.0  # seconds until it must have been dispatched
+    timeout: float = 600.0  # seconds until it must have ended
+    grace: float = 0.0  # seconds it outlives its reader; for jobs that a retry may attach to
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability of the token drawn, and of the most likely ones, before any sampling."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker has accepted the job: the prompt fits, tokens will follow."""
+
+    job: str
+    epoch: int
+    seq: int
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_hash: str
+    fingerprint: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New output. `text` may be empty while a character or a stop string is incomplete."""
+
+    job: str
+    epoch: int
+    seq: int
+    pos: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Sent every second for each live job, so that a lost tail shows as a gap."""
+
+    job: str
+    epoch: int
+    seq: int
+    pos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of the output; `text` is what was still held back. `seq` is the number of tokens."""
+
+    job: str
+    epoch: int
+    seq: int
+    pos: int
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end without an answer, for the reason that `code` names (`queueserve.errors`)."""
+
+    job: str
+    epoch: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """The job's worker is gone; the reader must resume the job under this epoch, or lose it."""
+
+    job: str
+    epoch: int
+
+
+Event: TypeAlias = Started | Delta | Progress | Finished | Failed | Orphaned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a model name stands for, as `qs:models` keeps it."""
+
+    name: str
+    pool: str
+    context_length: int
+    engine: str
+    kind: Literal["chat"] = "chat"
+    created: int = 0  # Unix seconds
+    seen: int = 0  # Unix seconds, renewed by its workers
+
+
+_KINDS: dict[str, type[Event]] = {
+    "started": Started,
+    "delta": Delta,
+    "progress": Progress,
+    "finished": Finished,
+    "failed": Failed,
+    "orphaned": Orphaned,
+}
+_TAGS = {kind: tag for tag, kind in _KINDS.items()}
+
+
+def _row(event: Event) -> list[Any]:
+    if type(event) is Delta:  # the one that counts: once per token
+        logprobs = event.logprobs and [[lp.logprob, lp.top] for lp in event.logprobs]
+        return [
+            "delta",
+            event.job,
+            event.epoch,
+            event.seq,
+            event.pos,
+            event.text,
+            event.tokens,
+            logprobs,
+        ]
+    return [_TAGS[type(event)], *(getattr(event, part.name) for part in fields(event))]
+
+
+def encode_events(events: Iterable[Event]) -> bytes:
+    """One message for one reply channel."""
+    return orjson.dumps([_row(event) for event in events])
+
+
+def _event(row: Sequence[Any]) -> Event:
+    tag, *rest = row
+    if tag == "delta":
+        job, epoch, seq, pos, text, tokens, logprobs = rest
+        pairs = logprobs and tuple(
+            TokenLogprob(own, tuple((token, lp) for token, lp in top)) for own, top in logprobs
+        )
+        return Delta(job, epoch, seq, pos, text, tuple(tokens), pairs or None)
+    return _KINDS[tag](*rest)
+
+
+def decode_events(message: bytes) -> list[Event]:
+    """The events of one message. Raises ProtocolError for anything that is not such a message."""
+    try:
+        return [_event(row) for row in orjson.loads(message)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(f"not a message of events: {error}") from error
+
+
+def encode(value: Job | Continuation | ModelCard) -> bytes:
+    """JSON of a job, a continuation or a model card."""
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _tuples(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    # JSON has lists where we have tuples, and frozen data must stay hashable in its parts.
+    known = {part.name for part in fields(kind)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in data.items()
+        if name in known  # a field from a newer version is not ours to refuse
+    }
+
+
+def decode_job(body: bytes) -> Job:
+    """The job in `body`. Raises ProtocolError."""
+    try:
+        data = _tuples(Job, orjson.loads(body))
+        sampling = _tuples(Sampling, data.pop("sampling"))
+        bias = {int(token): float(by) for token, by in sampling.pop("logit_bias", {}).items()}
+        return Job(**data, sampling=Sampling(**sampling, logit_bias=bias))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProtocolError(f"not a job: {error}") from error
+
+
+def decode_continuation(body: bytes) -> Continuation:
+    """The continuation in `body`. Raises ProtocolError."""
+    try:
+        return Continuation(**_tuples(Continuation, orjson.loads(body)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a continuation: {error}") from error
+
+
+def decode_card(body: bytes) -> ModelCard:
+    """The model card in `body`. Raises ProtocolError."""
+    try:
+        return ModelCard(**_tuples(ModelCard, orjson.loads(body)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a model card: {error}") from error

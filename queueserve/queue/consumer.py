@@ -1,0 +1,153 @@
+"""The worker's side of the queue: register, beat, claim, finish, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from redis.asyncio import Redis
+
+from queueserve.errors import ProtocolError
+from queueserve.protocol import Continuation, Job, decode_continuation, decode_job
+from queueserve.queue.connection import ANSWER_TIMEOUT, translated
+from queueserve.queue.functions import Functions
+from queueserve.queue.keys import Keys
+
+Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
+_US = 1_000_000
+_CLAIM_WAIT = 10.0  # seconds of one blocking pop
+_CLAIM_MOST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that was dispatched to this worker."""
+
+    job: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A claimed job with all that running it needs."""
+
+    job: Job
+    epoch: int
+    api: str  # whose reply channel the events go to
+    resume: Continuation | None
+    cancelled: bool  # its reader has gone in the meantime: only the finish is left to do
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What Redis says that this worker holds."""
+
+    epoch: int
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat."""
+
+    verdict: Literal["ok", "register", "gone"]
+    snapshot: int  # an epoch that is absent from `leases`, and not above this, was taken away
+    leases: dict[str, Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a job, as its worker reports it."""
+
+    job: str
+    epoch: int
+    outcome: Outcome
+    result: bytes = b""
+    cost: int = 0  # tokens it really took; 0: unknown
+
+
+class Consumer:
+    """Speaks for one incarnation of a worker in one pool."""
+
+    def __init__(
+        self, functions: Functions, keys: Keys, pool: str, worker: str, *, heartbeat_timeout: float
+    ) -> None:
+        self._functions = functions
+        self._keys = keys.pool(pool)
+        self.worker = worker
+        self._timeout_us = int(heartbeat_timeout * _US)
+
+    async def register(self, *, slots: int, speed: float, about: Mapping[str, str | int]) -> None:
+        """Join the pool. Raises RedisUnavailableError."""
+        pairs = [part for pair in about.items() for part in pair]
+        await self._call("register", self.worker, self._timeout_us, slots, speed, *pairs)
+
+    async def heartbeat(self, *, steps: int, rate: float) -> Beat:
+        """Renew the registration. `rate`: tokens/s of one sequence, 0 to leave the speed alone."""
+        answer = await self._call("heartbeat", self.worker, self._timeout_us, steps, rate)
+        verdict, snapshot, *pairs = answer
+        leases = {
+            job.decode(): Lease(int(value.split()[0]), cancelled=b" " in value)
+            for job, value in zip(pairs[::2], pairs[1::2], strict=True)
+        }
+        return Beat(verdict.decode(), snapshot, leases)
+
+    async def claim(self, blocking: Redis) -> list[Claim]:
+        """Wait for hints in the inbox; an empty list after some seconds.
+
+        A hint is never the only record of a job: one that is lost here comes again with a
+        heartbeat. Raises RedisUnavailableError.
+        """
+        with translated():
+            async with asyncio.timeout(_CLAIM_WAIT + ANSWER_TIMEOUT):
+                inbox = self._keys.inbox(self.worker)
+                answer = await blocking.execute_command(  # type: ignore[no-untyped-call]
+                    "BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST
+                )
+        hints = [hint.decode().partition(" ") for hint in answer[1]] if answer else []
+        return [Claim(job, int(epoch)) for epoch, _, job in hints if epoch.isdigit()]
+
+    async def fetch(self, claims: list[Claim]) -> list[Assignment | ProtocolError | None]:
+        """The jobs behind claims, in their order.
+
+        None: the claim is out of date. ProtocolError: its body cannot be read. Raises
+        RedisUnavailableError.
+        """
+        with translated():
+            async with self._functions.redis.pipeline(transaction=False) as pipe:
+                for claim in claims:
+                    key = self._keys.job(claim.job)
+                    pipe.hmget(key, "epoch", "state", "api", "body", "resume", "cancel")  # type: ignore[arg-type]
+                rows = await pipe.execute()
+        return [_assignment(claim, row) for claim, row in zip(claims, rows, strict=True)]
+
+    def finish_args(self, end: Finish) -> tuple[str, int, str, str | bytes | int, *tuple[Any, ...]]:
+        """The arguments of FCALL for a finish, so that it can ride in a pipeline."""
+        name, root = self._functions.name("finish"), self._keys.root
+        return (name, 1, root, self.worker, end.job, end.epoch, end.outcome, end.result, end.cost)
+
+    async def drain(self, *, leave: bool) -> int:
+        """Take nothing new; with `leave`, give back what runs and be gone. Returns how many."""
+        return int(await self._call("drain", self.worker, int(leave)))
+
+    @property
+    def control_channel(self) -> str:
+        """Where cancels and resyncs for this worker arrive."""
+        return self._keys.control(self.worker)
+
+    async def _call(self, function: str, *args: Any) -> Any:
+        return await self._functions.call(function, self._keys.root, *args)
+
+
+def _assignment(claim: Claim, row: list[bytes | None]) -> Assignment | ProtocolError | None:
+    epoch, state, api, body, resume, cancel = row
+    if epoch != str(claim.epoch).encode() or state != b"running" or body is None or api is None:
+        return None
+    try:
+        job = decode_job(body)
+        at = decode_continuation(resume) if resume else None
+    except ProtocolError as error:
+        return error
+    return Assignment(job, claim.epoch, api.decode(), at, cancel is not None)

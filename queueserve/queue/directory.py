@@ -1,0 +1,90 @@
+"""The models that workers have registered: names, and what they stand for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+from redis.asyncio import Redis
+
+from queueserve.errors import ModelNotFoundError, ProtocolError
+from queueserve.protocol import ModelCard, decode_card, encode
+from queueserve.queue.connection import translated
+from queueserve.queue.keys import Keys
+
+log = logging.getLogger(__name__)
+
+KNOWN_FOR = 3600
+"""Seconds for which a model is known after its last worker; requests for it wait for another."""
+_KEY_TTL = 7 * 86400
+_FRESH = 1.0  # seconds for which an API server believes its copy
+
+
+async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
+    """The cards of all models that are known now. Raises RedisUnavailableError."""
+    with translated():
+        rows = await redis.hgetall(keys.models)  # type: ignore[misc]
+    cards = []
+    for body in rows.values():
+        try:
+            cards.append(decode_card(body))
+        except ProtocolError as error:
+            log.warning("skipped an entry of %s: %s", keys.models, error)
+    return [card for card in cards if card.seen + KNOWN_FOR > time.time()]
+
+
+async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:
+    """Write the cards of a worker's models, as seen now. Raises RedisUnavailableError."""
+    now = int(time.time())
+    rows = {card.name: encode(replace(card, seen=now)) for card in cards}
+    with translated():
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.hset(keys.models, mapping=rows)
+            pipe.expire(keys.models, _KEY_TTL)
+            await pipe.execute()
+
+
+class Directory:
+    """An API server's view of the models, at most a second old; an unknown name is looked up."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._cards: dict[str, ModelCard] = {}
+        self._read = -_FRESH
+
+    async def find(self, name: str) -> ModelCard:
+        """The card of `name`. Raises ModelNotFoundError, RedisUnavailableError."""
+        if name not in self._cards or time.monotonic() - self._read > _FRESH:
+            await self._refresh()
+        try:
+            return self._cards[name]
+        except KeyError:
+            known = ", ".join(sorted(self._cards)) or "none"
+            raise ModelNotFoundError(
+                f"The model {name!r} does not exist. Models that workers serve: {known}.",
+                param="model",
+            ) from None
+
+    async def list(self) -> list[ModelCard]:
+        """The models with a live worker, by name. Raises RedisUnavailableError."""
+        await self._refresh()
+        pools = sorted(self.pools())
+        with translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for pool in pools:
+                    pipe.zcard(self._keys.pool(pool).alive)
+                counts = dict(zip(pools, await pipe.execute(), strict=True))
+        return sorted(
+            (card for card in self._cards.values() if counts[card.pool]),
+            key=lambda card: card.name,
+        )
+
+    def pools(self) -> set[str]:
+        """The pools of the models known at the last look."""
+        return {card.pool for card in self._cards.values()}
+
+    async def _refresh(self) -> None:
+        self._cards = {card.name: card for card in await known_cards(self._redis, self._keys)}
+        self._read = time.monotonic()

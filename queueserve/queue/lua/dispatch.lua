@@ -1,0 +1,99 @@
+-- Jobs in and out of the queue, and the shortest queue: while a job waits and a slot is free, the head of
+-- the queue goes to the worker with the lowest load = (running + 1) / (slots * speed).
+
+-- Equal loads go to the worker dispatched to least recently: its turn is a fraction below the load's own
+-- resolution of 2^-16, so the score still reads as the load. 7 + 16 + 30 bits fit a double exactly.
+local function load_score(running, slots, speed, turn)
+  local load = math.min((running + 1) / (slots * speed), 127)
+  return math.floor(load * 65536) / 65536 + (turn % 2 ^ 30) * 2 ^ -46
+end
+
+-- The only place that lets a worker take a job.
+local function offer(root, worker, time)
+  local registration = key(root, 'worker', worker)
+  local fields = redis.call('HMGET', registration, 'slots', 'speed', 'turn', 'state')
+  local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
+  local running = redis.call('HLEN', key(root, 'lease', worker))
+  if fields[1] then
+    redis.call('HSET', registration, 'running', running)
+  end
+  if fields[1] and fields[4] == 'ready' and expiry and tonumber(expiry) > time
+      and running < tonumber(fields[1]) then
+    local score = load_score(running, tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3]))
+    redis.call('ZADD', key(root, 'free'), score, worker)
+  else
+    redis.call('ZREM', key(root, 'free'), worker)
+  end
+end
+
+local function enqueue(root, id, tenant, rank, due)
+  redis.call('ZADD', key(root, 'queue'), rank, id)
+  redis.call('ZADD', key(root, 'due'), due, id)
+  redis.call('HINCRBY', key(root, 'waiting'), tenant, 1)
+  redis.call('PEXPIRE', key(root, 'waiting'), DAY_MS)
+end
+
+local function dequeue(root, id, tenant)
+  if redis.call('ZREM', key(root, 'queue'), id) == 1 then
+    if redis.call('HINCRBY', key(root, 'waiting'), tenant, -1) <= 0 then
+      redis.call('HDEL', key(root, 'waiting'), tenant)
+    end
+  end
+end
+
+-- Greater than every epoch of this pool and of this job, also when Redis has lost its last second.
+local function next_epoch(root, previous, time)
+  local state = key(root, 'state')
+  local last = tonumber(redis.call('HGET', state, 'epoch') or 0)
+  local epoch = math.max(last + 1, (previous or 0) + 1, time)
+  redis.call('HSET', state, 'epoch', epoch)
+  return epoch
+end
+
+local function assign(root, id, rank, worker, time)
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by')
+  local epoch = next_epoch(root, tonumber(fields[1] or 0), time)
+  dequeue(root, id, fields[2])
+  fair_advance(root, rank)
+  redis.call('HSET', job, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time)
+  redis.call('HINCRBY', job, 'attempts', 1)
+  redis.call('ZADD', key(root, 'due'), tonumber(fields[3]), id)
+  redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
+  redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
+  redis.call('RPUSH', key(root, 'inbox', worker), int(epoch) .. ' ' .. id)
+  redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
+  local turn = redis.call('HINCRBY', key(root, 'state'), 'turn', 1)
+  redis.call('HSET', key(root, 'worker', worker), 'turn', turn)
+  offer(root, worker, time)
+end
+
+local function lowest_load(root, time)
+  while true do
+    local worker = redis.call('ZRANGE', key(root, 'free'), 0, 0)[1]
+    if not worker then
+      return nil
+    end
+    local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
+    if expiry and tonumber(expiry) > time and redis.call('EXISTS', key(root, 'worker', worker)) == 1 then
+      return worker
+    end
+    redis.call('ZREM', key(root, 'free'), worker)
+  end
+end
+
+local function dispatch(root, time)
+  while true do
+    local head = redis.call('ZRANGE', key(root, 'queue'), 0, 0, 'WITHSCORES')
+    local worker = head[1] and lowest_load(root, time)
+    if not worker then
+      return
+    end
+    if redis.call('HGET', key(root, 'job', head[1]), 'state') == 'queued' then
+      assign(root, head[1], tonumber(head[2]), worker, time)
+    else -- its hash was evicted or deleted by hand
+      redis.call('ZREM', key(root, 'queue'), head[1])
+      redis.call('ZREM', key(root, 'due'), head[1])
+    end
+  end
+end

@@ -1,0 +1,54 @@
+-- Start-time fair queueing in one sorted set: rank = class * 2^48 + tag.
+--   tag = max(V[class], last[class, tenant]); last = tag + cost / weight
+-- V[class] is the largest tag dispatched in that class; it never decreases. One V per class: traffic of
+-- a high class must not push the newcomers of a low one behind its backlog.
+
+local CLASS = 2 ^ 48
+
+local function fair_rank(root, class, tenant, cost, weight)
+  local who = class .. ':' .. tenant
+  local fair = key(root, 'fair')
+  local virtual = tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0)
+  local last = tonumber(redis.call('HGET', fair, 'last:' .. who) or 0)
+  local tag = math.max(virtual, last)
+  local next_tag = tag + math.max(1, math.floor(cost / weight))
+  redis.call('HSET', fair, 'last:' .. who, next_tag, 'tag:' .. who, tag)
+  redis.call('PEXPIRE', fair, DAY_MS)
+  return class * CLASS + tag
+end
+
+-- Called with the rank of every job that is dispatched.
+local function fair_advance(root, rank)
+  local class = math.floor(rank / CLASS)
+  local tag = rank - class * CLASS
+  local state, field = key(root, 'state'), 'V:' .. class
+  if tag > tonumber(redis.call('HGET', state, field) or 0) then
+    redis.call('HSET', state, field, tag)
+  end
+end
+
+-- The true cost of an ended job corrects what the tenant pays next, never the order of what waits:
+-- `last` stays above the tag that was given out last.
+local function fair_correct(root, class, tenant, difference, weight)
+  local fair, who = key(root, 'fair'), class .. ':' .. tenant
+  local pair = redis.call('HMGET', fair, 'last:' .. who, 'tag:' .. who)
+  if pair[1] and pair[2] then
+    local last = tonumber(pair[1]) + math.floor(difference / weight)
+    redis.call('HSET', fair, 'last:' .. who, math.max(last, tonumber(pair[2]) + 1))
+  end
+end
+
+-- Forget two random tenants that have caught up with V: amortised over the submits, the hash stays as
+-- small as the number of tenants that are ahead.
+local function fair_prune(root)
+  local fair = key(root, 'fair')
+  for _, field in ipairs(redis.call('HRANDFIELD', fair, 2)) do
+    local class, tenant = string.match(field, '^%a+:(%d+):(.*)$')
+    if class then
+      local last = tonumber(redis.call('HGET', fair, 'last:' .. class .. ':' .. tenant) or 0)
+      if last <= tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0) then
+        redis.call('HDEL', fair, 'last:' .. class .. ':' .. tenant, 'tag:' .. class .. ':' .. tenant)
+      end
+    end
+  end
+end

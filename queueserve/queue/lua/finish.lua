@@ -1,0 +1,72 @@
+-- qs_finish: a worker ends a job. Accepted once, and only from the worker and the epoch that hold it.
+--   KEYS root    ARGV worker, id, epoch, outcome (done|failed|cancelled), result (JSON), true cost (0: unknown)
+--   returns accepted | duplicate | stale
+
+local RATE_US = 10 * 1000000 -- the time constant of the measured rate of finished jobs
+
+local function count_rate(root, time)
+  local state = key(root, 'state')
+  local fields = redis.call('HMGET', state, 'rate', 'rated')
+  local gap = time - tonumber(fields[2] or time)
+  local rate = tonumber(fields[1] or 0) * math.exp(-math.max(0, gap) / RATE_US) + 1000000 / RATE_US
+  redis.call('HSET', state, 'rate', string.format('%.6f', rate), 'rated', time)
+end
+
+local function finish(keys, args)
+  local root, time = keys[1], now()
+  local worker, id, epoch, outcome, cost = args[1], args[2], args[3], args[4], tonumber(args[6])
+  local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'cancel',
+    'class', 'tenant', 'cost', 'weight')
+  if fields[2] ~= epoch or fields[3] ~= worker then
+    return 'stale'
+  end
+  if FINAL[fields[1]] then
+    return 'duplicate'
+  end
+  redis.call('HDEL', key(root, 'lease', worker), id)
+  if outcome == 'cancelled' and fields[4] then
+    outcome = fields[4] -- cancelled, or expired at its total deadline
+  end
+  if cost > 0 then
+    fair_correct(root, fields[5], fields[6], cost - tonumber(fields[7]), tonumber(fields[8]))
+  end
+  end_job(root, id, outcome, args[5])
+  count_rate(root, time)
+  offer(root, worker, time)
+  dispatch(root, time)
+  return 'accepted'
+end
+
+-- qs_cancel: the reader does not want the job any more.
+--   KEYS root    ARGV id, api ('' for an operator)
+--   returns the state after: cancelled, running (the worker was asked), detached (waits its grace time for
+--   another reader), moved (another API server reads it), or the final state it had
+local function cancel(keys, args)
+  local root, id, time = keys[1], args[1], now()
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'state', 'api', 'grace_us', 'worker', 'epoch', 'detached')
+  if not fields[1] then -- not seen yet: what comes later finds this tombstone
+    redis.call('HSET', job, 'state', 'cancelled', 'result', '')
+    redis.call('PEXPIRE', job, RESULT_MS)
+    return 'cancelled'
+  end
+  if FINAL[fields[1]] then
+    return fields[1]
+  end
+  if args[2] ~= '' and fields[2] ~= args[2] then
+    return 'moved'
+  end
+  if args[2] ~= '' and tonumber(fields[3]) > 0 then
+    if not fields[6] then
+      redis.call('HSET', job, 'detached', time + tonumber(fields[3]))
+      redis.call('ZADD', key(root, 'due'), 'LT', time + tonumber(fields[3]), id)
+    end
+    return 'detached'
+  end
+  if fields[1] == 'running' then
+    cancel_running(root, id, fields[4], fields[5], 'cancelled')
+    return 'running'
+  end
+  end_job(root, id, 'cancelled', '')
+  return 'cancelled'
+end

@@ -1,0 +1,73 @@
+-- The ends of a job, and the way from a lost worker to the next one.
+
+-- `result` is what a late reader may still fetch: JSON, or ''.
+local function end_job(root, id, state, result)
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'tenant', 'api')
+  if fields[1] then
+    dequeue(root, id, fields[1])
+    redis.call('SREM', key(root, 'by_api', fields[2]), id)
+  end
+  redis.call('ZREM', key(root, 'due'), id)
+  redis.call('HDEL', job, 'body', 'resume', 'cancel')
+  redis.call('HSET', job, 'state', state, 'result', result)
+  redis.call('PEXPIRE', job, RESULT_MS)
+end
+
+local function failure(code, message)
+  return '{"error":' .. cjson.encode({ code = code, message = message }) .. '}'
+end
+
+local function fail_job(root, id, state, code, message)
+  local fields = redis.call('HMGET', key(root, 'job', id), 'api', 'epoch')
+  end_job(root, id, state, failure(code, message))
+  publish_failed(root, fields[1], id, tonumber(fields[2]), code, message)
+end
+
+-- Ask the worker to stop a job. The lease stays until the worker's `finish` (or its death) frees the slot;
+-- the mark in the lease repeats the request with every heartbeat.
+local function cancel_running(root, id, worker, epoch, why)
+  redis.call('HSET', key(root, 'job', id), 'cancel', why)
+  redis.call('HSET', key(root, 'lease', worker), id, epoch .. ' cancel')
+  redis.call('PUBLISH', key(root, 'control', worker), 'cancel ' .. epoch .. ' ' .. id)
+end
+
+-- The worker of a running job is gone. The reader alone knows what it has received, so the job is parked
+-- under a new epoch until the reader resumes it; a job without a reader ends.
+-- `charged`: a crash counts as an attempt, a drain does not.
+local function orphan(root, id, time, charged)
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'attempts', 'max_attempts', 'cancel',
+    'orphan_us', 'detached')
+  if fields[1] ~= 'running' then
+    return
+  end
+  if not charged then
+    redis.call('HINCRBY', job, 'attempts', -1)
+  end
+  local reader = redis.call('ZSCORE', key(root, 'apis'), fields[3])
+  if fields[6] then
+    end_job(root, id, fields[6], '')
+  elseif not reader and not fields[8] then
+    end_job(root, id, 'cancelled', '')
+  elseif charged and tonumber(fields[4]) >= tonumber(fields[5]) then
+    fail_job(root, id, 'failed', 'worker_lost', 'The job ended ' .. fields[4] .. ' workers; it is not tried again.')
+  else
+    local epoch = next_epoch(root, tonumber(fields[2]), time)
+    redis.call('HSET', job, 'state', 'orphaned', 'epoch', epoch, 'worker', '', 'notified', 1)
+    redis.call('ZADD', key(root, 'due'), time + tonumber(fields[7]), id)
+    publish_orphaned(root, fields[3], id, epoch)
+  end
+end
+
+-- Take a worker out of the pool and give its jobs back.
+local function remove_worker(root, worker, time, charged)
+  redis.call('ZREM', key(root, 'alive'), worker)
+  redis.call('ZREM', key(root, 'free'), worker)
+  local lease = redis.call('HKEYS', key(root, 'lease', worker))
+  redis.call('DEL', key(root, 'lease', worker), key(root, 'inbox', worker), key(root, 'worker', worker))
+  for _, id in ipairs(lease) do
+    orphan(root, id, time, charged)
+  end
+  return #lease
+end

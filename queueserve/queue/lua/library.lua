@@ -1,0 +1,11 @@
+-- The names under which the functions are called; @ is replaced by the version when the library is loaded.
+-- What empties a full Redis is allowed to run in one.
+
+redis.register_function('qs_submit_@', submit)
+redis.register_function('qs_resume_@', resume)
+redis.register_function('qs_register_@', register)
+redis.register_function({ function_name = 'qs_finish_@', callback = finish, flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'qs_cancel_@', callback = cancel, flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'qs_heartbeat_@', callback = heartbeat, flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'qs_drain_@', callback = drain, flags = { 'allow-oom' } })
+redis.register_function({ function_name = 'qs_reap_@', callback = reap, flags = { 'allow-oom' } })

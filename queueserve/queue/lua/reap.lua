@@ -1,0 +1,129 @@
+-- qs_reap: end what has run out of time: workers, API servers, jobs. Any process may call it at any time.
+--   KEYS root    ARGV timeout_us, api ('' or the calling API server, which this renews), dead ('' or a worker
+--                whose process is known to be gone)
+--   returns { verdict, wait_us }: ok | gone (the calling API server had expired); when to call again
+
+local BATCH = 200
+local NOTICES = 4 -- how often a silent reader is told of an orphan before the job fails
+
+local function due_queued(root, id, fields, time)
+  if time >= fields.end_by then
+    fail_job(root, id, 'expired', 'request_timeout', 'The request did not finish within its time limit.')
+  elseif time < fields.queue_by then
+    redis.call('ZADD', key(root, 'due'), math.min(fields.queue_by, fields.end_by), id)
+  elseif redis.call('ZCARD', key(root, 'alive')) == 0 then
+    fail_job(root, id, 'expired', 'no_worker', 'No worker serves this model at the moment.')
+  else
+    fail_job(root, id, 'expired', 'queue_timeout', 'No slot became free within the queue timeout.')
+  end
+end
+
+local function due_running(root, id, fields, time, timeout)
+  if time < fields.end_by then
+    redis.call('ZADD', key(root, 'due'), fields.end_by, id)
+  elseif fields.cancel then -- asked before, and the worker lives but does not let go
+    redis.call('HDEL', key(root, 'lease', fields.worker), id)
+    end_job(root, id, 'expired', failure('request_timeout', 'The request did not finish within its time limit.'))
+    offer(root, fields.worker, time)
+  else
+    publish_failed(root, fields.api, id, fields.epoch, 'request_timeout',
+      'The request did not finish within its time limit.')
+    cancel_running(root, id, fields.worker, int(fields.epoch), 'expired')
+    redis.call('ZADD', key(root, 'due'), time + timeout, id)
+  end
+end
+
+local function due_orphaned(root, id, fields, time, timeout)
+  if time >= fields.end_by then
+    fail_job(root, id, 'expired', 'request_timeout', 'The request did not finish within its time limit.')
+  elseif not fields.detached and not redis.call('ZSCORE', key(root, 'apis'), fields.api) then
+    end_job(root, id, 'cancelled', '')
+  elseif fields.notified < NOTICES then
+    redis.call('HINCRBY', key(root, 'job', id), 'notified', 1)
+    redis.call('ZADD', key(root, 'due'), time + timeout, id)
+    publish_orphaned(root, fields.api, id, fields.epoch)
+  else
+    fail_job(root, id, 'failed', 'worker_lost', 'The worker was lost and nobody resumed the job.')
+  end
+end
+
+local function due_job(root, id, time, timeout)
+  local raw = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'api', 'worker', 'queue_by',
+    'end_by', 'cancel', 'detached', 'notified')
+  local state = raw[1]
+  local fields = { epoch = tonumber(raw[2]), api = raw[3], worker = raw[4], queue_by = tonumber(raw[5]),
+    end_by = tonumber(raw[6]), cancel = raw[7], detached = raw[8], notified = tonumber(raw[9] or 0) }
+  if not state or FINAL[state] or not fields.end_by then
+    redis.call('ZREM', key(root, 'due'), id)
+    redis.call('ZREM', key(root, 'queue'), id)
+  elseif fields.detached and time >= tonumber(fields.detached) and not fields.cancel then
+    if state == 'running' then
+      cancel_running(root, id, fields.worker, int(fields.epoch), 'cancelled')
+      redis.call('ZADD', key(root, 'due'), fields.end_by, id)
+    else
+      end_job(root, id, 'cancelled', '')
+    end
+  elseif state == 'queued' then
+    due_queued(root, id, fields, time)
+  elseif state == 'running' then
+    due_running(root, id, fields, time, timeout)
+  else
+    due_orphaned(root, id, fields, time, timeout)
+  end
+end
+
+-- The jobs of an API server that is gone: nobody reads them, so they end, but for those that may wait for
+-- a retry.
+local function remove_api(root, api, time)
+  redis.call('ZREM', key(root, 'apis'), api)
+  for _, id in ipairs(redis.call('SMEMBERS', key(root, 'by_api', api))) do
+    local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'grace_us', 'worker', 'epoch', 'api')
+    if fields[5] == api and tonumber(fields[2] or 0) > 0 then
+      redis.call('HSETNX', key(root, 'job', id), 'detached', time + tonumber(fields[2]))
+      redis.call('ZADD', key(root, 'due'), 'LT', time + tonumber(fields[2]), id)
+    elseif fields[5] == api and fields[1] == 'running' then
+      cancel_running(root, id, fields[3], fields[4], 'cancelled')
+    elseif fields[5] == api and not FINAL[fields[1]] then
+      end_job(root, id, 'cancelled', '')
+    end
+  end
+  redis.call('DEL', key(root, 'by_api', api))
+end
+
+local function next_due(root, time, timeout)
+  local soonest = time + timeout / 3 -- so that a gap in `seen` means that Redis was away
+  for _, set in ipairs({ 'due', 'alive', 'apis' }) do
+    local first = redis.call('ZRANGE', key(root, set), 0, 0, 'WITHSCORES')
+    soonest = math.min(soonest, tonumber(first[2] or soonest))
+  end
+  return math.max(0, soonest - time)
+end
+
+local function reap(keys, args)
+  local root, time = keys[1], now()
+  local timeout, api, dead = tonumber(args[1]), args[2], args[3]
+  local verdict = 'ok'
+  touch(root, time, timeout)
+  if dead ~= '' and redis.call('ZSCORE', key(root, 'alive'), dead) then
+    remove_worker(root, dead, time, true)
+  end
+  if api ~= '' then
+    local expiry = redis.call('ZSCORE', key(root, 'apis'), api)
+    if expiry and tonumber(expiry) > time then
+      redis.call('ZADD', key(root, 'apis'), time + timeout, api)
+    else
+      verdict = 'gone'
+    end
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'apis'), '-inf', time, 'LIMIT', 0, BATCH)) do
+    remove_api(root, gone, time)
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'alive'), '-inf', time, 'LIMIT', 0, BATCH)) do
+    remove_worker(root, gone, time, true)
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'due'), '-inf', time, 'LIMIT', 0, BATCH)) do
+    due_job(root, id, time, timeout)
+  end
+  dispatch(root, time)
+  return { verdict, next_due(root, time, timeout) }
+end

@@ -1,0 +1,115 @@
+-- qs_submit: put a job into the queue, and dispatch. Idempotent by job id; on a job that exists it attaches
+-- the caller as its reader and tells how the job stands.
+--   KEYS root
+--   ARGV id, api, api_timeout_us, api_is_new (0|1), body, digest, class, tenant, weight, cost,
+--        wait_us, total_us, grace_us, max_attempts, max_queue, max_tenant_queue, resume ('' or JSON), known (0|1)
+--   `known`: the job was acknowledged before, so no bound may refuse it
+--   returns { verdict, state, epoch, worker, position, result }
+--     verdict: new | exists | full | conflict | gone (the API server has expired)
+
+local function standing(root, id, verdict)
+  local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'result')
+  local rank = redis.call('ZRANK', key(root, 'queue'), id)
+  return { verdict, fields[1] or '', tonumber(fields[2] or 0), fields[3] or '',
+    rank and rank + 1 or 0, fields[4] or '' }
+end
+
+local function retry_after(root, depth)
+  local fields = redis.call('HMGET', key(root, 'state'), 'rate')
+  local rate = tonumber(fields[1] or 0)
+  return string.format('%.3f', math.max(1, math.min(120, rate > 0 and depth / rate or 10)))
+end
+
+local function register_api(root, api, time, timeout, is_new)
+  local expiry = redis.call('ZSCORE', key(root, 'apis'), api)
+  if expiry and tonumber(expiry) > time then
+    return true
+  end
+  if is_new then
+    redis.call('ZADD', key(root, 'apis'), time + timeout, api)
+  end
+  return is_new
+end
+
+local function attach(root, id, api, digest, time)
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'digest', 'api', 'state')
+  if fields[1] and fields[1] ~= digest then
+    return standing(root, id, 'conflict')
+  end
+  if fields[2] and not FINAL[fields[3]] then
+    redis.call('SREM', key(root, 'by_api', fields[2]), id)
+    redis.call('SADD', key(root, 'by_api', api), id)
+    redis.call('PEXPIRE', key(root, 'by_api', api), DAY_MS)
+    redis.call('HSET', job, 'api', api)
+    if redis.call('HDEL', job, 'detached') == 1 then
+      redis.call('ZADD', key(root, 'due'), time, id) -- the reaper works out anew when it is due
+    end
+  end
+  return standing(root, id, 'exists')
+end
+
+local function full(root, tenant, max_queue, max_tenant)
+  local depth = redis.call('ZCARD', key(root, 'queue'))
+  if depth == 0 and redis.call('ZCARD', key(root, 'free')) > 0 then
+    return nil -- it will not wait
+  end
+  local mine = tonumber(redis.call('HGET', key(root, 'waiting'), tenant) or 0)
+  if depth >= max_queue or mine >= max_tenant then
+    return { 'full', '', 0, '', depth, retry_after(root, depth) }
+  end
+end
+
+local function submit(keys, args)
+  local root, time = keys[1], now()
+  local id, api, tenant = args[1], args[2], args[8]
+  if not register_api(root, api, time, tonumber(args[3]), args[4] == '1') then
+    return { 'gone', '', 0, '', 0, '' }
+  end
+  if redis.call('EXISTS', key(root, 'job', id)) == 1 then
+    return attach(root, id, api, args[6], time)
+  end
+  local refusal = args[18] ~= '1' and full(root, tenant, tonumber(args[15]), tonumber(args[16]))
+  if refusal then
+    return refusal
+  end
+  local class, cost, weight = tonumber(args[7]), tonumber(args[10]), tonumber(args[9])
+  local wait, total = tonumber(args[11]), tonumber(args[12])
+  local rank = fair_rank(root, class, tenant, cost, weight)
+  local job = key(root, 'job', id)
+  redis.call('HSET', job, 'state', 'queued', 'epoch', 0, 'worker', '', 'attempts', 0, 'api', api,
+    'tenant', tenant, 'class', class, 'weight', weight, 'cost', cost, 'rank', rank,
+    'submitted', time, 'queue_by', time + wait, 'end_by', time + total,
+    'grace_us', args[13], 'orphan_us', args[3], 'max_attempts', args[14], 'digest', args[6],
+    'body', args[5])
+  if args[17] ~= '' then
+    redis.call('HSET', job, 'resume', args[17])
+  end
+  redis.call('PEXPIRE', job, math.ceil(total / 1000) + 5 * RESULT_MS)
+  redis.call('SADD', key(root, 'by_api', api), id)
+  redis.call('PEXPIRE', key(root, 'by_api', api), DAY_MS)
+  enqueue(root, id, tenant, rank, time + math.min(wait, total))
+  fair_prune(root)
+  dispatch(root, time)
+  return standing(root, id, 'new')
+end
+
+-- qs_resume: the reader of an orphaned job says from where it goes on; compare-and-set on the epoch.
+--   KEYS root    ARGV id, epoch, api, resume (JSON), wait_us
+--   returns the verdict: resumed | stale
+local function resume(keys, args)
+  local root, id, time = keys[1], args[1], now()
+  local job = key(root, 'job', id)
+  local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'rank', 'tenant', 'end_by', 'resumed')
+  if fields[7] == args[2] then
+    return 'resumed' -- said twice
+  end
+  if fields[1] ~= 'orphaned' or fields[2] ~= args[2] or fields[3] ~= args[3] then
+    return 'stale'
+  end
+  local queue_by = time + tonumber(args[5])
+  redis.call('HSET', job, 'state', 'queued', 'resume', args[4], 'resumed', args[2], 'queue_by', queue_by)
+  enqueue(root, id, fields[5], tonumber(fields[4]), math.min(queue_by, tonumber(fields[6])))
+  dispatch(root, time)
+  return 'resumed'
+end

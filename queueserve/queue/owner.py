@@ -1,0 +1,316 @@
+"""The open requests of one API server process: opened, fanned out to, continued, let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from typing import Self
+
+from redis.asyncio import Redis
+
+from queueserve.errors import (
+    CancelledJobError,
+    QueueServeError,
+    RedisUnavailableError,
+    ServerExpiredError,
+)
+from queueserve.protocol import Continuation, Job, Started
+from queueserve.queue.clock import lease_clock
+from queueserve.queue.connection import ANSWER_TIMEOUT
+from queueserve.queue.directory import Directory
+from queueserve.queue.keys import Keys
+from queueserve.queue.producer import Producer, Standing
+from queueserve.queue.recovery import Reaper, jittered
+from queueserve.queue.replies import events_of, follow
+from queueserve.queue.stream import JobStream, Need
+from queueserve.queue.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+_WATCH = 1.0  # seconds between looks for silent streams
+_SILENT_RUNNING = 3.0  # seconds; a worker says something of each live job every second
+_SILENT_QUEUED = 30.0
+_RESYNC_EVERY = 0.5  # seconds; one gap must not ask once per event
+_CLOSE_WITHIN = 3.0
+
+
+class _Session:
+    """One registration of this API server. Once it has expired, its id is never used again."""
+
+    def __init__(self) -> None:
+        host = socket.gethostname()
+        self.api = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.subscribed = asyncio.Event()
+        self.confirmed: dict[str, float] = {}  # pool → when its last good beat was sent
+        self.tasks = Tasks()
+
+
+class Owner:
+    """Owns every job that a client of this process waits for.
+
+    A job is registered here before it is submitted, so no event can arrive too early. Whatever may
+    have been lost (a message, a worker, Redis itself) is healed in one way: ask Redis how the job
+    stands.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        producer: Producer,
+        reaper: Reaper,
+        directory: Directory,
+        *,
+        heartbeat_timeout: float,
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._producer = producer
+        self._reaper = reaper
+        self._directory = directory
+        self._timeout = heartbeat_timeout
+        self._open: dict[str, JobStream] = {}
+        self._abandoned: dict[
+            str, tuple[JobStream, float]
+        ] = {}  # a cancel that Redis has not heard
+        self._resynced: dict[str, float] = {}
+        self._tasks = Tasks()
+        self._closing = Tasks()  # cancels, which a shutdown waits for
+        self._session = _Session()
+
+    async def __aenter__(self) -> Self:
+        self._begin_session()
+        self._tasks.start(self._watch(), "owner-watch")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for stream in list(self._open.values()):
+            await stream.aclose()
+        await self._closing.settle(_CLOSE_WITHIN)
+        for tasks in (self._closing, self._tasks, self._session.tasks):
+            await tasks.aclose()
+
+    @property
+    def api(self) -> str:
+        """The id under which Redis knows this process now."""
+        return self._session.api
+
+    @property
+    def ready(self) -> bool:
+        """Whether events can arrive."""
+        return self._session.subscribed.is_set()
+
+    async def open(self, job: Job) -> JobStream:
+        """Submit the job and read it; one that exists is attached to, and replayed from its start.
+
+        Raises QueueFullError, IdempotencyConflictError, RedisUnavailableError, ServerExpiredError.
+        """
+        session = self._session
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await session.subscribed.wait()
+        except TimeoutError:
+            raise RedisUnavailableError("Redis does not answer.") from None
+        stream = JobStream(job, self._close)
+        if older := self._open.get(job.id):
+            older.fail(CancelledJobError("Another request with this Idempotency-Key took over."))
+        self._open[job.id] = stream
+        try:
+            standing = await self._submit(session, job)
+        except RedisUnavailableError:
+            await stream.aclose()  # it may have been accepted
+            raise
+        except QueueServeError:
+            self._forget(stream)
+            raise
+        except BaseException:
+            await stream.aclose()
+            raise
+        if standing.new:
+            stream.worker = standing.worker
+        else:
+            await self._attend(stream, stream.stand(standing))
+        return stream
+
+    async def _submit(
+        self,
+        session: _Session,
+        job: Job,
+        resume: Continuation | None = None,
+        *,
+        known: bool = False,
+    ) -> Standing:
+        sent = lease_clock()
+        new_api = job.pool not in session.confirmed
+        standing = await self._producer.submit(
+            job, session.api, new_api=new_api, resume=resume, known=known
+        )
+        if job.pool not in session.confirmed:
+            session.confirmed[job.pool] = sent
+            session.tasks.start(self._beat(session, job.pool), f"beat {job.pool}")
+        return standing
+
+    # What arrives
+
+    def _message(self, message: bytes) -> None:
+        if self._expired(self._session):
+            self._end_session(self._session)
+            return
+        for event in events_of(message):
+            stream = self._open.get(event.job)
+            if stream is None:
+                continue  # closed a moment ago
+            if type(event) is Started:
+                self._resynced.pop(event.job, None)
+            need = stream.accept(event)
+            if need is not Need.NOTHING:
+                self._tasks.start(self._attend(stream, need), f"attend {event.job}")
+
+    async def _attend(self, stream: JobStream, need: Need) -> None:
+        """Do what the stream needs. What fails now is found again by the watch."""
+        try:
+            if need is Need.RESUME:
+                resumed = await self._producer.resume(
+                    stream.job, self.api, stream.epoch, stream.continuation
+                )
+                if not resumed:
+                    await self._reconcile(stream)
+            elif need is Need.RESYNC:
+                await self._resync(stream)
+        except RedisUnavailableError as error:
+            log.debug("job %s: %s", stream.job.id, error.message)
+
+    async def _resync(self, stream: JobStream) -> None:
+        now = time.monotonic()
+        if now - self._resynced.get(stream.job.id, 0.0) < _RESYNC_EVERY:
+            return
+        self._resynced[stream.job.id] = now
+        if not stream.worker:
+            await self._reconcile(stream)
+        else:
+            await self._producer.resync(stream.job, self.api, stream.worker, len(stream.tokens))
+
+    async def _reconcile(self, stream: JobStream) -> None:
+        """Ask Redis how the job stands; a Redis that does not know it gets it again."""
+        try:
+            standing = await self._submit(
+                self._session, stream.job, stream.continuation, known=True
+            )
+        except RedisUnavailableError:
+            return
+        except QueueServeError as error:
+            stream.fail(error)
+            return
+        if not standing.new:
+            await self._attend(stream, stream.stand(standing))
+
+    # What leaves
+
+    async def _close(self, stream: JobStream) -> None:
+        self._forget(stream)
+        if not stream.ended:
+            stream.fail(CancelledJobError("The request was cancelled."))
+            self._closing.start(self._cancel(stream), f"cancel {stream.job.id}")
+
+    def _forget(self, stream: JobStream) -> None:
+        if self._open.get(stream.job.id) is stream:
+            del self._open[stream.job.id]
+            self._resynced.pop(stream.job.id, None)
+
+    async def _cancel(self, stream: JobStream) -> None:
+        try:
+            await self._producer.cancel(stream.job, self.api)
+            self._abandoned.pop(stream.job.id, None)
+        except RedisUnavailableError:
+            until = time.monotonic() + stream.job.timeout
+            self._abandoned.setdefault(stream.job.id, (stream, until))
+
+    # What goes on in the background
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH)
+            now = time.monotonic()
+            for stream in list(self._open.values()):
+                limit = _SILENT_RUNNING if stream.worker else _SILENT_QUEUED
+                if now - stream.heard > limit:
+                    stream.heard = now
+                    self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
+            for job, (stream, until) in list(self._abandoned.items()):
+                if now > until:
+                    del self._abandoned[job]
+                else:
+                    await self._cancel(stream)
+
+    async def _beat(self, session: _Session, pool: str) -> None:
+        """Renew the registration in one pool, and reap it, for as long as the session lasts."""
+        while True:
+            sent = lease_clock()
+            wait = self._timeout / 20
+            try:
+                reaped = await self._reaper.reap(pool, api=session.api)
+            except RedisUnavailableError as error:
+                log.debug("beat: %s", error.message)
+            else:
+                if reaped.expired:
+                    self._lost_registration(session, pool)
+                    return
+                session.confirmed[pool] = sent
+                wait = min(reaped.wait, self._timeout / 5)
+            if self._expired(session):
+                self._end_session(session)
+                return
+            await asyncio.sleep(jittered(wait))
+
+    # The session
+
+    def _begin_session(self) -> None:
+        session = self._session
+
+        def subscribed() -> None:
+            session.subscribed.set()
+            self._reconcile_all()
+
+        session.tasks.start(
+            follow(
+                self._redis,
+                self._keys.reply(session.api),
+                subscribed=subscribed,
+                lost=session.subscribed.clear,
+                message=self._message,
+            ),
+            "replies",
+        )
+
+    def _reconcile_all(self) -> None:
+        for stream in self._open.values():
+            self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
+
+    def _expired(self, session: _Session) -> bool:
+        oldest = min(session.confirmed.values(), default=None)
+        return oldest is not None and lease_clock() - oldest > self._timeout
+
+    def _lost_registration(self, session: _Session, pool: str) -> None:
+        """Redis does not know us: our time was up, or it has lost data and must be told again."""
+        if self._expired(session):
+            self._end_session(session)
+        else:
+            log.warning("Redis has lost the state of %s; submitting what is open again", pool)
+            del session.confirmed[pool]
+            self._reconcile_all()
+
+    def _end_session(self, session: _Session) -> None:
+        """Whatever ran under the old id is being cancelled by others; go on under a new one."""
+        if session is not self._session:
+            return
+        log.warning("the registration of this API server has expired; its open requests end")
+        for stream in list(self._open.values()):
+            stream.fail(ServerExpiredError("The API server lost its connection to Redis."))
+            self._forget(stream)
+        self._session = _Session()
+        self._tasks.start(session.tasks.aclose(), "end session")
+        self._begin_session()

@@ -1,0 +1,178 @@
+"""The API server's side of the queue: submit, resume and cancel jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from queueserve.errors import (
+    IdempotencyConflictError,
+    ProtocolError,
+    QueueFullError,
+    QueueServeError,
+    ServerExpiredError,
+    from_code,
+)
+from queueserve.protocol import Continuation, FinishReason, Job, encode
+from queueserve.queue.connection import translated
+from queueserve.queue.functions import Functions
+from queueserve.queue.keys import Keys, checked_pool
+
+State: TypeAlias = Literal[
+    "queued", "running", "orphaned", "done", "failed", "cancelled", "expired"
+]
+MAX_ATTEMPTS = 3
+_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The whole output of a job that is done."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a job stands in Redis."""
+
+    new: bool  # this call has created it
+    state: State
+    epoch: int  # 0: never dispatched
+    worker: str  # "": none
+    position: int  # 1 is the head of the queue; 0: not in the queue
+    result: Result | None  # of a job that is done
+    error: QueueServeError | None  # of a job that has failed or expired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds of one pool's queue, in jobs."""
+
+    max_queue: int = 10_000
+    max_queue_per_tenant: int = 5_000
+
+
+def encode_result(result: Result) -> bytes:
+    """What `finish` stores of a job that is done."""
+    return orjson.dumps(result)
+
+
+def _decode_result(body: bytes) -> tuple[Result | None, QueueServeError | None]:
+    if not body:
+        return None, None
+    try:
+        data: dict[str, Any] = orjson.loads(body)
+        if "error" in data:
+            error = data["error"]
+            return None, from_code(error["code"], error["message"], error.get("param"))
+        return Result(**data | {"tokens": tuple(data["tokens"])}), None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(f"not a result: {error}") from error
+
+
+def _standing(answer: list[Any]) -> Standing:
+    verdict, state, epoch, worker, position, body = answer
+    result, error = _decode_result(body)
+    new = verdict == b"new"
+    return Standing(new, state.decode(), epoch, worker.decode(), position, result, error)
+
+
+class Producer:
+    """Speaks for one API server; every call names the incarnation `api` it speaks for."""
+
+    def __init__(
+        self, functions: Functions, keys: Keys, *, heartbeat_timeout: float, limits: Limits
+    ) -> None:
+        self._functions = functions
+        self._keys = keys
+        self._timeout_us = int(heartbeat_timeout * _US)
+        self._limits = limits
+
+    async def submit(
+        self,
+        job: Job,
+        api: str,
+        *,
+        new_api: bool,
+        resume: Continuation | None = None,
+        known: bool = False,
+    ) -> Standing:
+        """Queue the job, or become the reader of one that is there. Safe to call again.
+
+        `new_api`: it is `api`'s first call for the pool. `known`: the job was acknowledged before,
+        so no bound refuses it. Raises QueueFullError, IdempotencyConflictError, ServerExpiredError,
+        RedisUnavailableError.
+        """
+        body = encode(job)
+        answer = await self._functions.call(
+            "submit",
+            self._keys.pool(checked_pool(job.pool)).root,
+            job.id,
+            api,
+            self._timeout_us,
+            int(new_api),
+            body,
+            hashlib.blake2b(body, digest_size=8).hexdigest(),
+            job.priority,
+            job.tenant,
+            1,
+            job.cost,
+            int(job.queue_timeout * _US),
+            int(job.timeout * _US),
+            int(job.grace * _US),
+            MAX_ATTEMPTS,
+            self._limits.max_queue,
+            self._limits.max_queue_per_tenant,
+            encode(resume) if resume else b"",
+            int(known),
+        )
+        match answer[0]:
+            case b"full":
+                raise QueueFullError(
+                    f"The queue of {job.pool!r} is full: {answer[4]} jobs wait.",
+                    retry_after=float(answer[5]),
+                )
+            case b"conflict":
+                raise IdempotencyConflictError(
+                    "This Idempotency-Key was used with another request body."
+                )
+            case b"gone":
+                raise ServerExpiredError("This API server's registration has expired; try again.")
+            case _:
+                return _standing(answer)
+
+    async def resume(self, job: Job, api: str, epoch: int, at: Continuation | None) -> bool:
+        """Send an orphaned job on from `at` (None: from the start, nothing was sent yet).
+
+        False if `epoch` is not the orphan's any more.
+        """
+        answer = await self._functions.call(
+            "resume",
+            self._keys.pool(job.pool).root,
+            job.id,
+            epoch,
+            api,
+            encode(at) if at else b"",
+            int(job.queue_timeout * _US),
+        )
+        return bool(answer == b"resumed")
+
+    async def cancel(self, job: Job, api: str) -> str:
+        """Stop the job, wherever it is; with a grace time, only let go of it. Returns its state."""
+        root = self._keys.pool(job.pool).root
+        state: bytes = await self._functions.call("cancel", root, job.id, api)
+        return state.decode()
+
+    async def resync(self, job: Job, api: str, worker: str, seq: int) -> None:
+        """Ask the worker to publish the job's events again, from output token `seq` on."""
+        channel = self._keys.pool(job.pool).control(worker)
+        with translated():
+            await self._functions.redis.publish(channel, f"resync {seq} {api} {job.id}")

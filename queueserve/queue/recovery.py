@@ -1,0 +1,79 @@
+"""The reaper: ends workers, API servers and jobs whose time is up. It runs in every process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from queueserve.errors import RedisUnavailableError
+from queueserve.queue.connection import translated
+from queueserve.queue.directory import known_cards
+from queueserve.queue.functions import Functions
+from queueserve.queue.keys import Keys
+
+log = logging.getLogger(__name__)
+
+_US = 1_000_000
+_JITTER = 0.05  # of the wait, so that many processes do not reap at the same moment
+_SOONEST = 0.005  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What one call found."""
+
+    expired: bool  # the calling API server's own registration was gone
+    wait: float  # seconds until something is due again
+
+
+class Reaper:
+    """Reaps pools, on behalf of the API server `api` if one is named."""
+
+    def __init__(self, functions: Functions, keys: Keys, *, heartbeat_timeout: float) -> None:
+        self._functions = functions
+        self._keys = keys
+        self._timeout_us = int(heartbeat_timeout * _US)
+
+    async def reap(self, pool: str, *, api: str = "", dead: str = "") -> Reaped:
+        """End what is due in `pool`, and renew `api`. Raises RedisUnavailableError."""
+        verdict, wait_us = await self._functions.call(
+            "reap", self._keys.pool(pool).root, self._timeout_us, api, dead
+        )
+        return Reaped(verdict == b"gone", wait_us / _US)
+
+    async def run(self, pool: str) -> None:
+        """Reap `pool` for ever, sleeping until the next thing is due."""
+        while True:
+            try:
+                wait = (await self.reap(pool)).wait
+            except RedisUnavailableError as error:
+                log.debug("reaper: %s", error.message)
+                wait = 1.0
+            await asyncio.sleep(jittered(wait))
+
+
+def jittered(wait: float) -> float:
+    """`wait` seconds, a little later: never before what is due."""
+    return max(_SOONEST, wait * (1 + random.random() * _JITTER))  # noqa: S311 - not a secret
+
+
+async def declare_dead(redis: Redis, keys: Keys, process: str, *, heartbeat_timeout: float) -> int:
+    """Reap at once the workers of a process that is known to have ended.
+
+    `process` is what its worker ids start with (`host-pid`). Returns how many there were.
+    """
+    functions = Functions(redis)
+    reaper = Reaper(functions, keys, heartbeat_timeout=heartbeat_timeout)
+    found = 0
+    with translated():
+        pools = {card.pool for card in await known_cards(redis, keys)}
+        for pool in pools:
+            for worker in await redis.zrange(keys.pool(pool).alive, 0, -1):
+                if worker.decode().startswith(f"{process}-"):
+                    await reaper.reap(pool, dead=worker.decode())
+                    found += 1
+    return found

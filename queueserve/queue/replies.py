@@ -1,0 +1,56 @@
+"""The way back: an API server reads one channel, to which workers publish a message per step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from redis.asyncio import Redis
+
+from queueserve.errors import ProtocolError, RedisUnavailableError
+from queueserve.protocol import Event, decode_events
+from queueserve.queue.connection import Subscription
+
+log = logging.getLogger(__name__)
+
+_RETRY = 0.1  # seconds between attempts to subscribe; doubles
+_RETRY_MAX = 2.0
+
+
+async def follow(
+    redis: Redis,
+    channel: str,
+    *,
+    subscribed: Callable[[], None],
+    lost: Callable[[], None],
+    message: Callable[[bytes], None],
+) -> None:
+    """Call `message` for every message on `channel`, for ever.
+
+    What is published while the connection is away is lost: `subscribed` is called after every
+    subscription, the first one too, and `lost` when one ends. The callbacks must not raise.
+    """
+    pause = _RETRY
+    while True:
+        with contextlib.suppress(RedisUnavailableError):
+            async with Subscription(redis, channel) as subscription:
+                pause = _RETRY
+                subscribed()
+                try:
+                    while True:
+                        message(await subscription.next())
+                finally:
+                    lost()
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _RETRY_MAX)
+
+
+def events_of(message: bytes) -> list[Event]:
+    """The events of a message from a reply channel; one that is not ours is logged and skipped."""
+    try:
+        return decode_events(message)
+    except ProtocolError as error:
+        log.warning("skipped a message on the reply channel: %s", error)
+        return []

@@ -1,0 +1,211 @@
+"""One job as its reader sees it: no duplicate, no gap, and a change of workers does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Self
+
+from queueserve.errors import CancelledJobError, QueueServeError, WorkerLostError, from_code
+from queueserve.protocol import (
+    Continuation,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Orphaned,
+    Progress,
+    Started,
+)
+from queueserve.queue.producer import Standing
+
+
+class Need(Enum):
+    """What the owner must do for a stream after an event."""
+
+    NOTHING = auto()
+    RESYNC = auto()  # something is missing: the worker must send it again
+    RESUME = auto()  # the worker is gone: the job must go on elsewhere
+
+
+class JobStream:
+    """An async iterator over batches of events: Started, Delta …, Finished.
+
+    Iteration raises the job's QueueServeError if it fails. `aclose` cancels a job that has not
+    ended.
+    """
+
+    def __init__(self, job: Job, close: Callable[[JobStream], Awaitable[None]]) -> None:
+        self.job = job
+        self.epoch = 0
+        self.worker = ""
+        self.tokens: list[int] = []
+        self.chars = 0
+        self.started: Started | None = None
+        self.ended = False
+        self.heard = time.monotonic()  # when anything was last heard of the job
+        self._ready: list[Event] = []
+        self._error: QueueServeError | None = None
+        self._wake = asyncio.Event()
+        self._close = close
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        while not self._ready:
+            if self._error:
+                raise self._error
+            if self.ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        batch, self._ready = self._ready, []
+        return batch
+
+    async def aclose(self) -> None:
+        """Let go of the job; it is cancelled if it still runs. Idempotent and never raises."""
+        await self._close(self)
+
+    @property
+    def continuation(self) -> Continuation | None:
+        """Where another worker must go on; None while no worker has started the job."""
+        if self.started is None:
+            return None
+        return Continuation(
+            tokens=tuple(self.tokens),
+            chars=self.chars,
+            prompt_hash=self.started.prompt_hash,
+            fingerprint=self.started.fingerprint,
+        )
+
+    def accept(self, event: Event) -> Need:  # noqa: PLR0911 - one way out per kind of event
+        """Take an event in, if it is new and fits."""
+        if self.ended or event.epoch < self.epoch:
+            return Need.NOTHING
+        self.heard = time.monotonic()
+        match event:
+            case Delta():
+                return self._delta(event)
+            case Progress():
+                return self._progress(event)
+            case Started():
+                return self._begin(event)
+            case Finished():
+                return self._finish(event)
+            case Failed():
+                self.fail(from_code(event.code, event.message, event.param))
+                return Need.NOTHING
+            case Orphaned():
+                self.epoch = event.epoch  # freezes what was delivered: the old worker is fenced off
+                return Need.RESUME
+
+    def stand(self, standing: Standing) -> Need:
+        """Compare with what Redis says of the job, after a silence or a lost connection."""
+        if self.ended:
+            return Need.NOTHING
+        self.heard = time.monotonic()
+        match standing.state:
+            case "queued":
+                self.epoch = max(self.epoch, standing.epoch)
+                return Need.NOTHING
+            case "running":
+                self.worker = standing.worker
+                return Need.RESYNC
+            case "orphaned":
+                self.epoch = max(self.epoch, standing.epoch)
+                return Need.RESUME
+            case "done" if standing.result and standing.epoch >= self.epoch:
+                return self._complete(standing)
+            case "failed" | "expired" if standing.error:
+                self.fail(standing.error)
+            case _:
+                self.fail(CancelledJobError("The request was cancelled."))
+        return Need.NOTHING
+
+    def fail(self, error: QueueServeError) -> None:
+        """End with `error`, after what is there already."""
+        if not self.ended:
+            self.ended = True
+            self._error = error
+            self._wake.set()
+
+    def _give(self, event: Event) -> None:
+        self._ready.append(event)
+        self._wake.set()
+
+    def _begin(self, event: Started) -> Need:
+        self.worker = event.worker
+        if self.started is None:
+            self.started = event
+            self._give(event)
+        elif event.prompt_hash != self.started.prompt_hash:
+            self._diverged()
+        self.epoch = event.epoch
+        return self._progress(event)
+
+    def _progress(self, event: Progress | Started) -> Need:
+        missing = event.seq > len(self.tokens) or self.started is None or event.epoch > self.epoch
+        return Need.RESYNC if missing else Need.NOTHING
+
+    def _delta(self, event: Delta) -> Need:
+        have = len(self.tokens)
+        if self.started is None or event.epoch > self.epoch or event.seq > have:
+            return Need.RESYNC
+        skip = have - event.seq
+        if skip:
+            if tuple(self.tokens[event.seq : event.seq + len(event.tokens)]) != event.tokens[:skip]:
+                self._diverged()
+                return Need.NOTHING
+            if skip >= len(event.tokens):
+                return Need.NOTHING
+            event = replace(
+                event,
+                seq=have,
+                pos=self.chars,
+                tokens=event.tokens[skip:],
+                text=event.text[max(0, self.chars - event.pos) :],
+                logprobs=event.logprobs and event.logprobs[skip:],
+            )
+        self.tokens.extend(event.tokens)
+        self.chars += len(event.text)
+        self._give(event)
+        return Need.NOTHING
+
+    def _finish(self, event: Finished) -> Need:
+        if self.started is None or event.epoch > self.epoch or event.seq > len(self.tokens):
+            return Need.RESYNC
+        self.ended = True
+        self._give(
+            replace(event, pos=self.chars, text=event.text[max(0, self.chars - event.pos) :])
+        )
+        return Need.NOTHING
+
+    def _complete(self, standing: Standing) -> Need:
+        # The tail was lost, and the worker has forgotten it: the rest comes from the stored result.
+        result, epoch, have = standing.result, standing.epoch, len(self.tokens)
+        assert result is not None  # noqa: S101 - the caller's pattern says so
+        if result.tokens[:have] != tuple(self.tokens):
+            self._diverged()
+            return Need.NOTHING
+        if self.started is None:
+            self._begin(
+                Started(
+                    self.job.id, epoch, 0, result.prompt_tokens, result.cached_tokens, "", "", ""
+                )
+            )
+        self.epoch = epoch
+        if tokens := result.tokens[have:]:
+            text = result.text[self.chars :]
+            self._delta(Delta(self.job.id, epoch, have, self.chars, text, tokens))
+        rest = result.text[self.chars :]
+        return self._finish(
+            Finished(self.job.id, epoch, len(result.tokens), self.chars, rest, result.finish_reason)
+        )
+
+    def _diverged(self) -> None:
+        self.fail(WorkerLostError("The answer could not be continued exactly on another worker."))

@@ -1,0 +1,1 @@
+"""Adapters: one file per engine, each importing its library only when it is chosen."""

@@ -1,0 +1,125 @@
+"""The small interface that every engine satisfies; `tests/workers/engines` is its contract.
+
+An engine deals in token ids only. Chat templates, text, stop strings and Redis are the runner's
+business, so an adapter stays small and every engine behaves alike. After each of its steps an
+engine calls its sink once, on the event loop, with the outputs of all sequences that moved: that
+one call becomes one published message per API server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from queueserve.errors import QueueServeError
+from queueserve.protocol import FinishReason, Sampling, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the engine turned out to be, once it is ready."""
+
+    engine: str  # the name of the adapter
+    version: str  # of the engine's library
+    fingerprint: str  # of what decides the tokens; workers with equal ones are interchangeable
+    context_length: int  # tokens of prompt and output together, for one sequence
+    slots: int  # sequences it really runs at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """One sequence to generate: tokens after `prompt` + `generated`.
+
+    `generated` is not empty when the sequence is continued here after another worker died. It
+    counts for penalties, for `min_tokens` and `max_tokens` (which include it), and as the index of
+    a seeded sampler. `sampling.stop` is not the engine's business; `stop_token_ids` and the
+    end-of-sequence tokens (unless `ignore_eos`) are.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    generated: tuple[int, ...] = ()
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step gave one sequence.
+
+    `tokens` leaves out the end-of-sequence or stop token that ended it (finish "stop"). Exactly one
+    output of a sequence that is not aborted has `finish` or `error` set, and it is the last.
+    """
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one per token, if asked for
+    finish: FinishReason | None = None
+    error: QueueServeError | None = None
+    cached_tokens: int | None = (
+        None  # prompt tokens found in the cache; on the first output, if known
+    )
+
+
+Sink: TypeAlias = Callable[[list[Output]], None]
+
+
+class Detokenizer(Protocol):
+    """Turns one sequence's output tokens into text, one token at a time.
+
+    Deterministic: the text given out after k tokens depends on those k tokens only. That is what
+    makes a continuation exact.
+    """
+
+    def feed(self, token: int) -> str:
+        """The text that `token` completes: whole characters only, often one word, may be empty."""
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where bytes never became a character, else empty."""
+
+
+class Tokenizer(Protocol):
+    """The model's tokenizer, and what its chat template needs."""
+
+    chat_template: str | None  # the model's own Jinja template
+    special_tokens: Mapping[str, str]  # "bos_token", "eos_token", …: the template's variables
+
+    async def encode(self, text: str, *, add_special: bool) -> tuple[int, ...]:
+        """Token ids of `text`; special tokens written in it are recognised.
+
+        `add_special` adds what the model wants at the start of a plain prompt (a BOS token, say);
+        it is off for rendered chat templates, which bring their own. Must not block the event loop.
+        """
+
+    def detokenizer(self) -> Detokenizer:
+        """A new one, for one sequence's output."""
+
+
+class Engine(Protocol):
+    """A running model. Construction is cheap and imports nothing heavy; `start` does the work."""
+
+    info: EngineInfo  # after start
+    tokenizer: Tokenizer  # after start
+    steps: int  # grows with every step, so that a stuck engine can be told from an idle one
+
+    async def start(self, sink: Sink) -> None:
+        """Load the model and be ready. The event loop stays free meanwhile.
+
+        Raises EngineError with a reason that a person can act on.
+        """
+
+    def add(self, sequence: Sequence) -> None:
+        """Start a sequence; it joins the running batch at the next step. Never blocks.
+
+        A sequence that cannot run (an unsupported parameter, no memory) ends in an output with
+        `error`.
+        """
+
+    def abort(self, sequence_id: str) -> None:
+        """Stop a sequence and free its slot at the next step; no output of it follows this call.
+
+        Unknown and finished ids are ignored.
+        """
+
+    async def close(self) -> None:
+        """Stop everything and give the memory back, within a bound. Idempotent."""
