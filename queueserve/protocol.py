@@ -213,8 +213,20 @@ def encode_events(events: Iterable[Event]) -> bytes:
     return orjson.dumps([_row(event) for event in events])
 
 
+_SHAPES: dict[str, tuple[Any, ...]] = {
+    "started": (str, int, int, int, int, str, str, str),
+    "delta": (str, int, int, int, str, list, (list, type(None))),
+    "progress": (str, int, int, int),
+    "finished": (str, int, int, int, str, str),
+    "failed": (str, int, str, str, (str, type(None))),
+    "orphaned": (str, int),
+}
+
+
 def _event(row: Sequence[Any]) -> Event:
     tag, *rest = row
+    if not all(map(isinstance, rest, _SHAPES[tag])):
+        raise TypeError(f"a field of {tag!r} has the wrong type")
     if tag == "delta":
         job, epoch, seq, pos, text, tokens, logprobs = rest
         pairs = logprobs and tuple(

@@ -106,8 +106,8 @@ class Consumer:
                 answer = await blocking.execute_command(  # type: ignore[no-untyped-call]
                     "BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST
                 )
-        hints = [hint.decode().partition(" ") for hint in answer[1]] if answer else []
-        return [Claim(job, int(epoch)) for epoch, _, job in hints if epoch.isdigit()]
+        hints = [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
+        return [Claim(job, int(epoch)) for epoch, _, job in hints if epoch.isdecimal()]
 
     async def fetch(self, claims: list[Claim]) -> list[Assignment | ProtocolError | None]:
         """The jobs behind claims, in their order.

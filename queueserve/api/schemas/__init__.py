@@ -1,0 +1,1 @@
+"""One file per endpoint: the shapes of requests."""

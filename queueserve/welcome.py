@@ -1,0 +1,73 @@
+"""What `queueserve up` says when it is ready: lines that work when they are pasted."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
+_DEFAULT_URL = "http://127.0.0.1:8000"
+_QUESTION = "What is the capital of France?"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the API and Redis are."""
+
+    scheme: str
+    host: str  # as it is bound
+    port: int
+    redis_url: str
+
+    @property
+    def url(self) -> str:
+        """The API server's root, as one can reach it from this machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{_ANY.get(self.host, host)}:{self.port}"
+
+
+def welcome(address: Address, model: str) -> str:
+    """Give the text, with `model` as the example."""
+    return f"""
+  Model    {model}
+  API      {address.url}/v1
+  Try it   {_curl(address, model)}
+  Chat     {_chat(address)}
+  Look in  {_redis_cli(address.redis_url)}   (valkey-cli does the same)
+  Stop     Ctrl-C
+"""
+
+
+def _curl(address: Address, model: str) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": _QUESTION}]}
+    return (
+        f"curl {address.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(orjson.dumps(body).decode())}"
+    )
+
+
+def _chat(address: Address) -> str:
+    command = "queueserve"
+    if shutil.which(command) is None:  # its virtual environment is not activated
+        path = Path(sys.executable).with_name(command)
+        inside = path.is_relative_to(Path.cwd())
+        command = str(path.relative_to(Path.cwd()) if inside else path)
+    where = "" if address.url == _DEFAULT_URL else f" --url {address.url}"
+    return f"{command} chat{where}"
+
+
+def _redis_cli(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password:
+        return "redis-cli -u with your Redis URL"
+    if url == "redis://127.0.0.1:6379/0":
+        return "redis-cli"
+    if parts.scheme == "redis" and parts.hostname == "127.0.0.1" and parts.path in ("", "/", "/0"):
+        return f"redis-cli -p {parts.port or 6379}"
+    return f"redis-cli -u {url}"

@@ -1,0 +1,169 @@
+"""What a reader gets of a job, whatever the channel does: no token twice, none missing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from queueserve.errors import ContextLengthExceededError, RequestTimeoutError, WorkerLostError
+from queueserve.protocol import Delta, Failed, Finished, Job, Orphaned, Progress, Started
+from queueserve.queue.producer import Result, Standing
+from queueserve.queue.stream import JobStream, Need
+
+JOB = Job(id="j", pool="m", model="m", kind="chat")
+TEXTS = ["a", "bc", "", "d", "", "éf", "g", "", "", "h"]
+
+
+async def nothing(_stream):
+    pass
+
+
+def stream() -> JobStream:
+    return JobStream(JOB, nothing)
+
+
+def started(epoch=1, seq=0, prompt_hash="p"):
+    return Started("j", epoch, seq, 5, 0, prompt_hash, "f", f"w{epoch}")
+
+
+def delta(start, end, epoch=1):
+    pos = len("".join(TEXTS[:start]))
+    return Delta("j", epoch, start, pos, "".join(TEXTS[start:end]), tuple(range(start, end)))
+
+
+def finished(epoch=1, text="!"):
+    return Finished("j", epoch, len(TEXTS), len("".join(TEXTS)), text, "stop")
+
+
+async def read(stream: JobStream) -> tuple[str, list[int]]:
+    text, tokens = "", []
+    async for events in stream:
+        for event in events:
+            if isinstance(event, Delta):
+                assert event.pos == len(text)
+                assert event.seq == len(tokens)
+                text += event.text
+                tokens += event.tokens
+            elif isinstance(event, Finished):
+                assert event.pos == len(text)
+                text += event.text
+    return text, tokens
+
+
+WHOLE = ("".join(TEXTS) + "!", list(range(len(TEXTS))))
+
+
+async def test_events_in_order_give_the_whole_output():
+    reader = stream()
+    for event in [started(), delta(0, 4), delta(4, 10), finished()]:
+        assert reader.accept(event) is Need.NOTHING
+    assert await read(reader) == WHOLE
+
+
+async def test_a_gap_is_asked_for_and_filled():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(delta(0, 2))
+    assert reader.accept(delta(3, 5)) is Need.RESYNC
+    assert reader.accept(Progress("j", 1, 5, 5)) is Need.RESYNC
+    assert reader.accept(finished()) is Need.RESYNC
+    reader.accept(started(seq=5))
+    reader.accept(delta(2, 10))
+    reader.accept(finished())
+    assert await read(reader) == WHOLE
+
+
+async def test_a_lost_start_is_asked_for():
+    assert stream().accept(delta(0, 1)) is Need.RESYNC
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 10))))
+async def test_overlaps_are_trimmed_at_any_cut(cuts):
+    reader = stream()
+    reader.accept(started())
+    have = 0
+    for back, length in [*cuts, (0, 10)]:
+        start = max(0, have - back)
+        end = min(start + length, len(TEXTS))
+        assert reader.accept(delta(start, end)) is Need.NOTHING
+        have = max(have, end)
+    reader.accept(finished())
+    assert await read(reader) == WHOLE
+
+
+async def test_after_an_orphan_the_old_worker_is_not_heard_and_the_new_one_goes_on():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(delta(0, 3))
+    assert reader.accept(Orphaned("j", 2)) is Need.RESUME
+    assert reader.continuation.tokens == (0, 1, 2)
+    assert reader.continuation.chars == 3
+    assert reader.accept(delta(3, 6)) is Need.NOTHING  # the zombie, under its old epoch
+    assert reader.continuation.tokens == (0, 1, 2)
+    reader.accept(started(epoch=3, seq=3))
+    reader.accept(delta(3, 10, epoch=3))
+    reader.accept(finished(epoch=3))
+    assert await read(reader) == WHOLE
+
+
+async def test_another_output_for_tokens_already_sent_is_an_error_not_a_mixture():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(delta(0, 3))
+    reader.accept(started(epoch=3))
+    reader.accept(Delta("j", 3, 0, 0, "xyz", (0, 9, 9, 9)))
+    with pytest.raises(WorkerLostError):
+        await read(reader)
+
+
+async def test_another_prompt_on_the_next_worker_is_an_error():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(started(epoch=3, prompt_hash="other"))
+    with pytest.raises(WorkerLostError):
+        await read(reader)
+
+
+async def test_a_failure_comes_after_what_was_delivered():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(delta(0, 2))
+    reader.accept(Failed("j", 1, "request_timeout", "too long"))
+    first = await anext(reader)
+    assert [type(event) for event in first] == [Started, Delta]
+    with pytest.raises(RequestTimeoutError, match="too long"):
+        await anext(reader)
+
+
+async def test_a_failure_keeps_its_code_and_param():
+    reader = stream()
+    reader.accept(Failed("j", 1, "context_length_exceeded", "m", "messages"))
+    with pytest.raises(ContextLengthExceededError) as error:
+        await anext(reader)
+    assert error.value.param == "messages"
+
+
+def standing(state, *, epoch=1, result=None, error=None):
+    return Standing(False, state, epoch, "w1", 0, result, error)
+
+
+@pytest.mark.parametrize("have", range(len(TEXTS) + 1))
+async def test_a_lost_tail_comes_from_the_stored_result(have):
+    result = Result(WHOLE[0], tuple(WHOLE[1]), "stop", 5, 0)
+    reader = stream()
+    if have:
+        reader.accept(started())
+        reader.accept(delta(0, have))
+    assert reader.stand(standing("done", result=result)) is Need.NOTHING
+    assert await read(reader) == WHOLE
+
+
+async def test_what_redis_says_decides_after_a_silence():
+    assert stream().stand(standing("running")) is Need.RESYNC
+    assert stream().stand(standing("orphaned", epoch=4)) is Need.RESUME
+    assert stream().stand(standing("queued")) is Need.NOTHING
+    failed = stream()
+    failed.stand(standing("expired", error=RequestTimeoutError("late")))
+    with pytest.raises(RequestTimeoutError):
+        await anext(failed)

@@ -1,0 +1,267 @@
+"""A model-free engine: deterministic tokens at a set pace, for trying QueueServe and for its tests.
+
+The "model" is a function of the prompt, the seed (above temperature 0) and the index of the token,
+so a sequence that is continued on another worker gives the same tokens. Its text mixes words with
+characters that take 2 to 4 tokens, because that is where streaming goes wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from hashlib import blake2b
+from itertools import islice
+
+import queueserve
+from queueserve.errors import ContextLengthExceededError, InvalidRequestError, QueueServeError
+from queueserve.protocol import FinishReason, Sampling, TokenLogprob
+from workers.engines.base import EngineInfo, Output, Sequence, Sink
+from workers.engines.fake_tokens import EOS, UNITS, VOCABULARY, WORDS, FakeTokenizer
+
+_BLOCK = 8  # tokens that one hash decides; characters never cross a block
+_CACHED = 16  # tokens: the grain of the prefix cache
+_CACHE_BLOCKS = 65_536
+
+# The logits of the most likely tokens at every index; any other token's is 0.
+_LOGITS = (12.0, *(10.0 - 0.5 * rank for rank in range(19)))
+_NORM = math.log(sum(map(math.exp, _LOGITS)) + len(VOCABULARY) - len(_LOGITS))
+
+
+class _Model:
+    """The tokens that follow one prompt."""
+
+    def __init__(self, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        seed = sampling.seed if sampling.temperature > 0 else "greedy"
+        text = f"{seed}:{','.join(map(str, prompt))}"
+        self._key = blake2b(text.encode(), digest_size=32).digest()
+        end = _BLOCK * (2 + self._key[0] % 7)  # an answer has 16 to 64 tokens
+        self._end = math.inf if sampling.ignore_eos else max(end, sampling.min_tokens)
+        self._number = -1
+        self._tokens: list[int] = []
+        self._salt = b""
+
+    def likely(self, index: int) -> list[int]:
+        """Return the tokens of `_LOGITS` at this index, most likely first."""
+        best = self.best(index)
+        start = self._salt[index % _BLOCK]
+        around = (WORDS[(start + step) % len(WORDS)] for step in range(len(_LOGITS)))
+        return [best, *(token for token in around if token != best)][: len(_LOGITS)]
+
+    def best(self, index: int) -> int:
+        """Return the most likely token at this index."""
+        number, at = divmod(index, _BLOCK)
+        if number != self._number:
+            self._fill(number)
+        return EOS if index >= self._end else self._tokens[at]
+
+    def _fill(self, number: int) -> None:
+        digest = blake2b(str(number).encode(), key=self._key, digest_size=2 * _BLOCK).digest()
+        tokens: list[int] = []
+        for byte in digest[:_BLOCK]:
+            unit = UNITS[byte % len(UNITS)]
+            room = _BLOCK - len(tokens)
+            tokens += unit if len(unit) <= room else (WORDS[byte % len(WORDS)],) * bool(room)
+        self._number, self._tokens, self._salt = number, tokens, digest[_BLOCK:]
+
+
+class _Running:
+    """One sequence on its way."""
+
+    def __init__(self, sequence: Sequence, *, room: int, wait: int, cached: int) -> None:
+        sampling = sequence.sampling
+        self.id = sequence.id
+        self.error = _refusal(sequence, room)
+        self._sampling = sampling
+        self._model = _Model(sequence.prompt, sampling)
+        self._count = len(sequence.generated)
+        self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        self._ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS})
+        self._wait = wait  # steps that the prompt still takes
+        self._cached: int | None = cached
+        self._seen = Counter(sequence.generated)
+        self._prompt = frozenset(sequence.prompt)
+        self._plain = (
+            not sampling.logit_bias
+            and sampling.logprobs is None
+            and not sampling.presence_penalty
+            and not sampling.frequency_penalty
+            and sampling.repetition_penalty == 1
+            and not (sampling.stop_token_ids and sampling.min_tokens)
+        )
+
+    def step(self) -> Output | None:
+        """Return what this step gives; None while the prompt is being read."""
+        if self.error is not None:
+            return Output(self.id, error=self.error)
+        if self._wait:
+            self._wait -= 1
+            return None
+        cached, self._cached = self._cached, None
+        if self._count >= self._limit:
+            return Output(self.id, finish="length", cached_tokens=cached)
+        token, logprobs = self._draw()
+        if token in self._ends:
+            return Output(self.id, finish="stop", cached_tokens=cached)
+        self._count += 1
+        finish: FinishReason | None = "length" if self._count >= self._limit else None
+        return Output(self.id, (token,), logprobs, finish, None, cached)
+
+    def _draw(self) -> tuple[int, tuple[TokenLogprob, ...] | None]:
+        if self._plain:
+            return self._model.best(self._count), None
+        likely = self._model.likely(self._count)
+        scores = self._scores(likely)
+        token = max(scores, key=lambda token: (scores[token], -token))
+        if scores[token] < 0:  # all likely ones are banned: every other token's score is 0
+            token = next((word for word in WORDS if word not in scores), token)
+        self._seen[token] += 1
+        if self._sampling.logprobs is None:
+            return token, None
+        ranked = [(one, logit - _NORM) for one, logit in zip(likely, _LOGITS, strict=True)]
+        own = dict(ranked).get(token, -_NORM)
+        return token, (TokenLogprob(own, tuple(ranked[: self._sampling.logprobs])),)
+
+    def _scores(self, likely: list[int]) -> dict[int, float]:
+        sampling, seen = self._sampling, self._seen
+        scores = dict(zip(likely, _LOGITS, strict=True))
+        for token, by in sampling.logit_bias.items():
+            scores[token] = scores.get(token, 0.0) + by
+        for token, score in scores.items():
+            if seen[token] or token in self._prompt:
+                factor = sampling.repetition_penalty
+                scores[token] = score / factor if score > 0 else score * factor
+            if seen[token]:
+                scores[token] -= sampling.presence_penalty
+                scores[token] -= sampling.frequency_penalty * seen[token]
+        if self._count < sampling.min_tokens:
+            scores |= dict.fromkeys(self._ends, -math.inf)
+        return scores
+
+
+def _refusal(sequence: Sequence, room: int) -> QueueServeError | None:
+    known = range(len(VOCABULARY))
+    if room <= 0:
+        return ContextLengthExceededError(
+            f"the prompt has {len(sequence.prompt)} tokens, and the context has no room for more",
+            param="messages",
+        )
+    for param, tokens in (
+        ("prompt", sequence.prompt),
+        ("logit_bias", sequence.sampling.logit_bias),
+        ("stop_token_ids", sequence.sampling.stop_token_ids),
+    ):
+        unknown = next((token for token in tokens if token not in known), None)
+        if unknown is not None:
+            return InvalidRequestError(
+                f"token {unknown} is not in the vocabulary of {len(VOCABULARY)}", param=param
+            )
+    return None
+
+
+class FakeEngine:
+    """Steps all sequences together, one token each per tick.
+
+    `tick` is the time of a step in seconds; 0 is full speed, with one turn of the event loop
+    between two steps. `prefill` is how many prompt tokens a step reads, 0 for all at once.
+    `start_delay` is the time in seconds that loading takes. top_p, top_k and min_p change nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int = 8,
+        context_length: int = 4096,
+        tick: float = 0.02,
+        prefill: int = 0,
+        start_delay: float = 0.0,
+        fingerprint: str = "fake-1",
+    ) -> None:
+        self.info = EngineInfo(
+            engine="fake",
+            version=queueserve.__version__,
+            fingerprint=fingerprint,
+            context_length=context_length,
+            slots=slots,
+        )
+        self.tokenizer = FakeTokenizer()
+        self.steps = 0
+        self._tick = tick
+        self._prefill = prefill
+        self._start_delay = start_delay
+        self._sequences: dict[str, _Running] = {}  # the first `slots` of them run
+        self._cache: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
+        self._handle: asyncio.Handle | None = None
+        self._due = 0.0
+
+    async def start(self, sink: Sink) -> None:
+        """Be ready after `start_delay`."""
+        self._loop = asyncio.get_running_loop()
+        self._sink = sink
+        await asyncio.sleep(self._start_delay)
+
+    def add(self, sequence: Sequence) -> None:
+        """Start a sequence at the next step."""
+        cached = self._look_up(sequence.prompt)
+        tokens = len(sequence.prompt) + len(sequence.generated) - cached
+        self._sequences[sequence.id] = _Running(
+            sequence,
+            room=self.info.context_length - len(sequence.prompt),
+            wait=(tokens - 1) // self._prefill if self._prefill else 0,
+            cached=cached,
+        )
+        if self._handle is None:
+            self._due = self._loop.time()
+            self._schedule()
+
+    def abort(self, sequence_id: str) -> None:
+        """Forget a sequence; nothing of it follows."""
+        self._sequences.pop(sequence_id, None)
+        if not self._sequences:
+            self._stop()
+
+    async def close(self) -> None:
+        """Forget all sequences and stop the clock."""
+        self._sequences.clear()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _schedule(self) -> None:
+        """Set the clock for the next step, a tick after the last one was due: it cannot drift."""
+        if not self._tick:
+            self._handle = self._loop.call_soon(self._step)
+            return
+        self._due = max(self._due + self._tick, self._loop.time())
+        self._handle = self._loop.call_at(self._due, self._step)
+
+    def _step(self) -> None:
+        self._handle = None
+        self.steps += 1
+        outputs = []
+        for running in list(islice(self._sequences.values(), self.info.slots)):
+            output = running.step()
+            if output is None:
+                continue
+            outputs.append(output)
+            if output.finish is not None or output.error is not None:
+                del self._sequences[running.id]
+        if self._sequences:  # an idle engine has no timer
+            self._schedule()
+        if outputs:
+            self._sink(outputs)
+
+    def _look_up(self, prompt: tuple[int, ...]) -> int:
+        """Return how many tokens of the prompt were cached, and cache them all."""
+        cached, prefix = 0, 0
+        for start in range(0, len(prompt) - _CACHED, _CACHED):
+            prefix = hash((prefix, prompt[start : start + _CACHED]))
+            if prefix in self._cache and cached == start:
+                cached += _CACHED
+            self._cache[prefix] = None
+        while len(self._cache) > _CACHE_BLOCKS:
+            del self._cache[next(iter(self._cache))]
+        return cached

@@ -1,0 +1,151 @@
+"""One job on one engine: the tokens it has produced, and the text and events they become. Pure."""
+
+from __future__ import annotations
+
+from queueserve.errors import WorkerLostError
+from queueserve.protocol import (
+    Continuation,
+    Delta,
+    Finished,
+    FinishReason,
+    Progress,
+    Started,
+    TokenLogprob,
+)
+from queueserve.queue.consumer import Assignment, Consumer
+from queueserve.queue.producer import Result
+from workers.engines.base import Detokenizer
+from workers.stopping import StopFilter
+
+
+class Run:
+    """A job while this worker holds it.
+
+    Text is made one token at a time, so what has gone out after k tokens depends on those tokens
+    only; a worker that continues the job feeds itself the same tokens and is in the same state.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        consumer: Consumer,
+        *,
+        prompt: tuple[int, ...],
+        prompt_hash: str,
+        detokenizer: Detokenizer,
+    ) -> None:
+        self.assignment = assignment
+        self.consumer = consumer
+        self.api = assignment.api
+        self.prompt = prompt
+        self.prompt_hash = prompt_hash
+        self.cached_tokens = 0
+        self.started = False
+        self.stopped = False  # a stop string was hit: nothing after it counts
+        self.tokens: list[int] = []
+        self.chars = 0  # characters that have gone out
+        self._pieces: list[str] = []
+        self._ends: list[int] = []  # characters that had gone out after each token
+        self._logprobs: list[TokenLogprob] = []
+        self._published = 0  # tokens in published deltas
+        self._detokenizer = detokenizer
+        self._stops = StopFilter(assignment.job.sampling.stop)
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.assignment.job.id
+
+    @property
+    def epoch(self) -> int:
+        """The fence that everything this run says must carry."""
+        return self.assignment.epoch
+
+    @property
+    def sequence_id(self) -> str:
+        """The engine's name for it: a job may come back to this worker under a later epoch."""
+        return f"{self.id}:{self.epoch}"
+
+    def feed(self, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] | None) -> None:
+        """Take new output tokens in, up to a stop string."""
+        for at, token in enumerate(tokens):
+            text, self.stopped = self._stops.feed(self._detokenizer.feed(token))
+            self.tokens.append(token)
+            if logprobs:
+                self._logprobs.append(logprobs[at])
+            self._grow(text)
+            self._ends.append(self.chars)
+            if self.stopped:
+                return
+
+    def restore(self, at: Continuation) -> None:
+        """Take over from another worker. Raises WorkerLostError if it is not the same sequence."""
+        if at.prompt_hash != self.prompt_hash:
+            raise WorkerLostError("The prompt becomes other tokens on the worker that took over.")
+        self.feed(at.tokens, None)
+        self._published = len(self.tokens)
+        if self.chars != at.chars or len(self.tokens) != len(at.tokens):
+            raise WorkerLostError("The output becomes other text on the worker that took over.")
+
+    def starting(self, fingerprint: str) -> Started:
+        """The event that says the job runs here."""
+        return Started(
+            self.id,
+            self.epoch,
+            self._published,
+            len(self.prompt),
+            self.cached_tokens,
+            self.prompt_hash,
+            fingerprint,
+            self.consumer.worker,
+        )
+
+    def delta(self, *, at_least: int = 1) -> Delta | None:
+        """What is new since the last one; None if there are fewer than `at_least` new tokens."""
+        if len(self.tokens) - self._published < at_least:
+            return None
+        delta = self.since(self._published)
+        self._published = len(self.tokens)
+        return delta
+
+    def since(self, seq: int) -> Delta:
+        """The output from token `seq` on."""
+        pos = self._ends[seq - 1] if seq else 0
+        new = len(self.tokens) - seq
+        if new == 1 and self._pieces:
+            text = self._pieces[-1] if self.chars > pos else ""
+        else:
+            text = self.text[pos:]
+        # A continued run has logprobs for its own tokens only, which are the last ones.
+        logprobs = tuple(self._logprobs[-new:]) if len(self._logprobs) >= new > 0 else None
+        return Delta(self.id, self.epoch, seq, pos, text, tuple(self.tokens[seq:]), logprobs)
+
+    def progress(self) -> Progress:
+        """How far the published output goes."""
+        chars = self._ends[self._published - 1] if self._published else 0
+        return Progress(self.id, self.epoch, self._published, chars)
+
+    def finish(self, reason: FinishReason) -> Finished:
+        """End the output; gives out what was held back, unless a stop string was hit."""
+        pos = self.chars
+        if not self.stopped:
+            text, self.stopped = self._stops.feed(self._detokenizer.flush())
+            self._grow(text if self.stopped else text + self._stops.flush())
+        why: FinishReason = "stop" if self.stopped else reason
+        return Finished(self.id, self.epoch, len(self.tokens), pos, self.text[pos:], why)
+
+    def result(self, reason: FinishReason) -> Result:
+        """What is stored for a reader that missed the end."""
+        return Result(self.text, tuple(self.tokens), reason, len(self.prompt), self.cached_tokens)
+
+    @property
+    def text(self) -> str:
+        """All text that has gone out."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    def _grow(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            self.chars += len(text)

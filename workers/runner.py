@@ -1,0 +1,269 @@
+"""The jobs of one engine: prompt → engine → events."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from array import array
+from dataclasses import replace
+
+import orjson
+
+from queueserve.errors import (
+    ContextLengthExceededError,
+    EngineError,
+    QueueServeError,
+    WorkerLostError,
+)
+from queueserve.protocol import Failed, FinishReason
+from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
+from queueserve.queue.producer import encode_result
+from queueserve.queue.publisher import Publisher
+from queueserve.queue.tasks import Tasks
+from workers.engines.base import Engine, Output, Sequence
+from workers.prompting import Prompter
+from workers.run import Run
+from workers.speed import SpeedMeter
+
+log = logging.getLogger(__name__)
+
+_REMEMBER = 10.0  # seconds after a finish was acknowledged: Redis may lose its last one
+
+
+class Runner:
+    """Runs what is assigned, and remembers what it has finished until Redis surely knows."""
+
+    def __init__(
+        self, engine: Engine, prompter: Prompter, publisher: Publisher, *, stream_interval: int = 1
+    ) -> None:
+        self.meter = SpeedMeter()
+        self._engine = engine
+        self._prompter = prompter
+        self._publisher = publisher
+        self._interval = stream_interval
+        self._runs: dict[str, Run] = {}  # by sequence id: on the engine
+        self._held: dict[str, int] = {}  # job → epoch: being prepared, or on the engine
+        self._finished: dict[tuple[str, int], tuple[Finish, float]] = {}
+        self._tasks = Tasks()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing runs."""
+        await self._idle.wait()
+
+    @property
+    def running(self) -> dict[str, int]:
+        """Job → epoch of everything this worker works on."""
+        return dict(self._held)
+
+    def knows(self, claim: Claim) -> bool:
+        """Whether the claim is held here, or was finished here: it must not run (again)."""
+        held = self._held.get(claim.job) == claim.epoch
+        return held or (claim.job, claim.epoch) in self._finished
+
+    # What comes from Redis
+
+    def assign(self, assignment: Assignment, consumer: Consumer) -> None:
+        """Run a job. Any problem with it ends in a Failed event and a finish."""
+        job, epoch = assignment.job.id, assignment.epoch
+        held = self._held.get(job)
+        if self.knows(Claim(job, epoch)) or (held is not None and held > epoch):
+            return
+        if held is not None:
+            self.drop(job)  # Redis has given it to us anew; what ran here is out of date
+        self._held[job] = epoch
+        self._idle.clear()
+        if assignment.cancelled:
+            self._end(Finish(job, epoch, "cancelled"), consumer)
+        else:
+            self._tasks.start(self._prepare(assignment, consumer), f"prepare {job}")
+
+    def cancel(self, job: str, epoch: int, consumer: Consumer) -> None:
+        """Stop a job that its reader does not want any more, and free the slot."""
+        if self._held.get(job) == epoch:
+            self.drop(job)
+            self._end(Finish(job, epoch, "cancelled"), consumer)
+
+    def refuse(self, claim: Claim, api: str, error: QueueServeError, consumer: Consumer) -> None:
+        """End a claimed job that cannot even be read."""
+        self._fail(claim.job, claim.epoch, api, error, consumer)
+
+    def drop(self, job: str) -> None:
+        """Forget a job that is not ours any more, without a word."""
+        epoch = self._held.get(job)
+        self._release(job)
+        if run := self._runs.pop(f"{job}:{epoch}", None):
+            self._engine.abort(run.sequence_id)
+            self.meter.running(self._started_runs())
+
+    def resync(self, job: str, seq: int, api: str) -> None:
+        """Publish a job's events again from token `seq` on, to the API server that reads it now."""
+        run = self._runs.get(f"{job}:{self._held.get(job)}")
+        if run is None or seq < 0:
+            return
+        run.api = api
+        if run.started:
+            self._publisher.publish(api, run.starting(self._engine.info.fingerprint))
+            if seq < len(run.tokens):
+                run.delta()  # what was not published yet goes out with it
+                self._publisher.publish(api, run.since(seq))
+
+    def finished(self, claim: Claim, consumer: Consumer) -> bool:
+        """Redis thinks that we hold this: if we have finished it, say so again."""
+        known = self._finished.get((claim.job, claim.epoch))
+        if known:
+            self._publisher.finish(consumer, known[0])
+        return known is not None
+
+    # What comes from the engine
+
+    def outputs(self, outputs: list[Output]) -> None:
+        """Take one engine step: the sink."""
+        for output in outputs:
+            run = self._runs.get(output.id)
+            if run is not None:
+                self._step(run, output)
+
+    def _step(self, run: Run, output: Output) -> None:
+        if output.cached_tokens is not None:
+            run.cached_tokens = output.cached_tokens
+        if output.error is not None:
+            self._remove(run)
+            self._fail(run.id, run.epoch, run.api, output.error, run.consumer)
+            return
+        if not run.started:
+            run.started = True
+            self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
+            self.meter.running(self._started_runs())
+        run.feed(output.tokens, output.logprobs)
+        self.meter.tokens += len(output.tokens)
+        ended = run.stopped or output.finish is not None
+        if delta := run.delta(at_least=1 if ended else self._interval):
+            self._publisher.publish(run.api, delta)
+        if ended:
+            if output.finish is None:
+                self._engine.abort(run.sequence_id)
+            self._finish(run, output.finish or "stop")
+
+    # The ways a job ends
+
+    def _finish(self, run: Run, reason: FinishReason) -> None:
+        self._remove(run)
+        event = run.finish(reason)
+        self._publisher.publish(run.api, event)
+        cost = len(run.prompt) + len(run.tokens)
+        result = encode_result(run.result(event.finish_reason))
+        self._end(Finish(run.id, run.epoch, "done", result, cost), run.consumer)
+
+    def _fail(
+        self, job: str, epoch: int, api: str, error: QueueServeError, consumer: Consumer
+    ) -> None:
+        self._publisher.publish(api, Failed(job, epoch, error.code, error.message, error.param))
+        reason = {"code": error.code, "message": error.message, "param": error.param}
+        self._end(Finish(job, epoch, "failed", orjson.dumps({"error": reason})), consumer)
+
+    def _end(self, end: Finish, consumer: Consumer) -> None:
+        if self._held.get(end.job) == end.epoch:
+            self._release(end.job)
+        self._finished[end.job, end.epoch] = (end, float("inf"))
+        self._publisher.finish(consumer, end)
+
+    def _release(self, job: str) -> None:
+        self._held.pop(job, None)
+        if not self._held:
+            self._idle.set()
+
+    def _remove(self, run: Run) -> None:
+        self._runs.pop(run.sequence_id, None)
+        self.meter.running(self._started_runs())
+
+    def acknowledged(self, end: Finish) -> None:
+        """Redis has taken a finish; forget it some time later."""
+        until = time.monotonic() + _REMEMBER
+        self._finished[end.job, end.epoch] = (end, until)
+
+    def _started_runs(self) -> int:
+        return sum(run.started for run in self._runs.values())
+
+    # Before the engine
+
+    async def _prepare(self, assignment: Assignment, consumer: Consumer) -> None:
+        job, epoch = assignment.job, assignment.epoch
+        try:
+            run = await self._run(assignment, consumer)
+            if self._held.get(job.id) != epoch:
+                return  # cancelled, or taken away, while the prompt was made
+            self._start(run)
+        except QueueServeError as error:
+            self._fail(job.id, epoch, assignment.api, error, consumer)
+        except Exception:
+            log.exception("job %s could not be started", job.id)
+            unknown = EngineError("The worker could not start this job.")
+            self._fail(job.id, epoch, assignment.api, unknown, consumer)
+
+    async def _run(self, assignment: Assignment, consumer: Consumer) -> Run:
+        prompt = await self._prompter.encode(assignment.job)
+        self._check_length(prompt, assignment.job.sampling.max_tokens)
+        run = Run(
+            assignment,
+            consumer,
+            prompt=prompt,
+            prompt_hash=hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).hexdigest(),
+            detokenizer=self._engine.tokenizer.detokenizer(),
+        )
+        if at := assignment.resume:
+            if at.fingerprint != self._engine.info.fingerprint:
+                raise WorkerLostError("No worker with the same model was there to continue.")
+            run.restore(at)
+        return run
+
+    def _start(self, run: Run) -> None:
+        self._runs[run.sequence_id] = run
+        sampling = run.assignment.job.sampling
+        room = self._engine.info.context_length - len(run.prompt)
+        most = room if sampling.max_tokens is None else sampling.max_tokens
+        if run.stopped or len(run.tokens) >= most:  # only the end itself was lost with the worker
+            self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
+            self._finish(run, "stop" if run.stopped else "length")
+            return
+        self._engine.add(
+            Sequence(
+                id=run.sequence_id,
+                prompt=run.prompt,
+                generated=tuple(run.tokens),
+                sampling=replace(sampling, max_tokens=most),
+            )
+        )
+
+    def _check_length(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
+        limit = self._engine.info.context_length
+        asked = max_tokens or 1
+        if len(prompt) + asked > limit:
+            raise ContextLengthExceededError(
+                f"This model's maximum context length is {limit} tokens, but {len(prompt) + asked} "
+                f"were asked for: {len(prompt)} in the prompt, {asked} for the answer.",
+                param="messages",
+            )
+
+    # Every second, and at the end
+
+    def tick(self) -> None:
+        """Tell readers how far their jobs are, so that a lost tail shows; forget old finishes."""
+        for run in self._runs.values():
+            self._publisher.publish(run.api, run.progress())
+        now = time.monotonic()
+        for key in [key for key, (_, until) in self._finished.items() if until < now]:
+            del self._finished[key]
+
+    def drop_all(self) -> None:
+        """Forget every job: they go on elsewhere."""
+        for job in list(self._held):
+            self.drop(job)
+
+    async def aclose(self) -> None:
+        """Stop everything."""
+        self.drop_all()
+        await self._tasks.aclose()

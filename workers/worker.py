@@ -1,0 +1,331 @@
+"""One model's worker: load it, join the pool, pull jobs, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from queueserve import __version__
+from queueserve.errors import ProtocolError, RedisUnavailableError
+from queueserve.protocol import ModelCard
+from queueserve.queue.clock import lease_clock
+from queueserve.queue.connection import open_blocking_redis, open_redis
+from queueserve.queue.consumer import Beat, Claim, Consumer, Finish
+from queueserve.queue.directory import announce
+from queueserve.queue.functions import Functions
+from queueserve.queue.keys import Keys, checked_pool
+from queueserve.queue.publisher import Publisher
+from queueserve.queue.recovery import Reaper
+from queueserve.queue.replies import follow
+from workers.engines.base import Engine, Output
+from workers.prompting import Prompter
+from workers.runner import Runner
+
+log = logging.getLogger(__name__)
+
+_RETRY = 0.2  # seconds between attempts while Redis is away
+_TICK = 1.0
+_ANNOUNCE_EVERY = 60.0
+_FLUSH_WITHIN = 3.0
+_LAST_CLAIMS = 0.05  # seconds in which what was dispatched just before the drain is claimed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """How a worker takes part; all times in seconds."""
+
+    redis_url: str
+    model_names: tuple[str, ...]  # the first one names the pool
+    prefix: str = "qs:"
+    heartbeat_timeout: float = 15.0
+    grace: float = 30.0
+    stream_interval: int = 1
+    speed: float | None = None  # relative to the model's fastest worker; None: measured
+    chat_template: str | None = None  # Jinja; None: the model's own
+
+
+class _Gone(Exception):  # noqa: N818 - a message, not an error
+    """Redis has given this incarnation's jobs away; go on as a new one."""
+
+
+def process_name() -> str:
+    """What the ids of this process's workers start with."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class Worker:
+    """Serves one model from one engine until it is told to stop."""
+
+    def __init__(self, engine: Engine, settings: WorkerSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._pool = checked_pool(settings.model_names[0])
+        self._keys = Keys(settings.prefix)
+        self._redis = open_redis(settings.redis_url)
+        self._functions = Functions(self._redis)
+        self._confirmed = 0.0  # when the last good beat was sent, on the lease clock
+        self._publisher = Publisher(
+            self._redis,
+            self._functions,
+            self._keys,
+            confirmed=self._is_confirmed,
+            acknowledged=self._acknowledged,
+        )
+        self._runner: Runner | None = None
+        self._consumer: Consumer | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Load, serve until `stop` is set, drain, close. Raises EngineError if it cannot load."""
+        try:
+            if await self._load(stop):
+                await self._serve(stop)
+        finally:
+            await self._engine.close()
+            await self._redis.aclose()
+
+    async def _load(self, stop: asyncio.Event) -> bool:
+        began = time.monotonic()
+        log.info("loading %s", self._pool)
+        loading = asyncio.create_task(self._engine.start(self._outputs))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            loading.cancel()
+            await asyncio.wait({loading})
+            return False
+        await loading
+        template = self._settings.chat_template or self._engine.tokenizer.chat_template
+        self._runner = Runner(
+            self._engine,
+            Prompter(self._engine.tokenizer, template),
+            self._publisher,
+            stream_interval=self._settings.stream_interval,
+        )
+        took = time.monotonic() - began
+        log.info("%s is loaded after %.1f s: %s", self._pool, took, self._engine.info)
+        return True
+
+    @property
+    def runner(self) -> Runner:
+        """The runner, once the model is loaded."""
+        assert self._runner is not None  # noqa: S101 - made by _load
+        return self._runner
+
+    def _outputs(self, outputs: list[Output]) -> None:
+        self.runner.outputs(outputs)
+
+    def _acknowledged(self, end: Finish) -> None:
+        self.runner.acknowledged(end)
+
+    def _is_confirmed(self) -> bool:
+        return lease_clock() - self._confirmed < self._settings.heartbeat_timeout
+
+    # Serving
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        publishing = asyncio.create_task(self._publisher.run())
+        ticking = asyncio.create_task(self._tick())
+        incarnations = asyncio.create_task(self._incarnations())
+        stopping = asyncio.create_task(stop.wait())
+        tasks = {publishing, ticking, incarnations, stopping}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # one that failed ends the worker with its reason
+            await self._drain(incarnations)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.runner.aclose()
+
+    async def _incarnations(self) -> None:
+        while True:
+            try:
+                await self._incarnation()
+            except* _Gone:
+                log.warning("Redis has given this worker's jobs away; joining %s anew", self._pool)
+                self.runner.drop_all()
+
+    async def _incarnation(self) -> None:
+        worker = f"{process_name()}-{secrets.token_hex(3)}"
+        consumer = Consumer(
+            self._functions,
+            self._keys,
+            self._pool,
+            worker,
+            heartbeat_timeout=self._settings.heartbeat_timeout,
+        )
+        await self._join(consumer)
+        self._consumer = consumer
+        log.info("%s serves %s", worker, ", ".join(self._settings.model_names))
+        reaper = Reaper(
+            self._functions, self._keys, heartbeat_timeout=self._settings.heartbeat_timeout
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._claim(consumer))
+            group.create_task(self._control(consumer))
+            group.create_task(self._beat(consumer))
+            group.create_task(reaper.run(self._pool))
+
+    async def _join(self, consumer: Consumer) -> None:
+        """Register, and wait for a Redis that is not there yet."""
+        said = False
+        while True:
+            try:
+                await announce(self._redis, self._keys, self._cards())
+                await self._register(consumer)
+            except RedisUnavailableError as error:
+                if not said:
+                    log.warning("waiting for Redis: %s", error.message)
+                said = True
+                await asyncio.sleep(_RETRY)
+            else:
+                return
+
+    async def _register(self, consumer: Consumer) -> None:
+        info = self._engine.info
+        about: dict[str, str | int] = {
+            "engine": f"{info.engine} {info.version}",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "context_length": info.context_length,
+            "started": int(time.time()),
+        }
+        sent = lease_clock()
+        speed = self._settings.speed or 1.0
+        await consumer.register(slots=info.slots, speed=speed, about=about)
+        self._confirmed = sent
+
+    def _cards(self) -> list[ModelCard]:
+        info, created = self._engine.info, int(time.time())
+        return [
+            ModelCard(
+                name=name,
+                pool=self._pool,
+                context_length=info.context_length,
+                engine=info.engine,
+                created=created,
+            )
+            for name in self._settings.model_names
+        ]
+
+    async def _claim(self, consumer: Consumer) -> None:
+        blocking = open_blocking_redis(self._settings.redis_url)
+        try:
+            while True:
+                try:
+                    await self._take(await consumer.claim(blocking), consumer)
+                except RedisUnavailableError as error:
+                    log.debug("claim: %s", error.message)
+                    await asyncio.sleep(_RETRY)
+        finally:
+            await blocking.aclose()
+
+    async def _take(self, claims: list[Claim], consumer: Consumer) -> None:
+        new = [claim for claim in claims if not self.runner.knows(claim)]
+        if not new:
+            return
+        for claim, found in zip(new, await consumer.fetch(new), strict=True):
+            if isinstance(found, ProtocolError):
+                log.error("job %s: %s", claim.job, found.message)
+                self.runner.refuse(claim, "", found, consumer)
+            elif found is not None:
+                self.runner.assign(found, consumer)
+
+    async def _control(self, consumer: Consumer) -> None:
+        def message(body: bytes) -> None:
+            match body.decode(errors="replace").split(" ", 3):
+                case ["cancel", epoch, job] if epoch.isdecimal():
+                    self.runner.cancel(job, int(epoch), consumer)
+                case ["resync", seq, api, job] if seq.isdecimal():
+                    self.runner.resync(job, int(seq), api)
+                case _:
+                    log.warning("skipped a control message: %r", body[:100])
+
+        await follow(
+            self._redis,
+            consumer.control_channel,
+            subscribed=lambda: None,  # cancels that were missed come with the next heartbeat
+            lost=lambda: None,
+            message=message,
+        )
+
+    # Heartbeats
+
+    async def _beat(self, consumer: Consumer) -> None:
+        announced = time.monotonic()
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_timeout / 5)
+            sent = lease_clock()
+            rate = 0.0 if self._settings.speed else self.runner.meter.rate()
+            try:
+                beat = await consumer.heartbeat(steps=self._engine.steps, rate=rate)
+                if beat.verdict == "gone":
+                    raise _Gone
+                if beat.verdict == "register":
+                    await self._register(consumer)
+                self._confirmed = sent
+                await self._agree(beat, consumer)
+                if time.monotonic() - announced > _ANNOUNCE_EVERY:
+                    await announce(self._redis, self._keys, self._cards())
+                    announced = time.monotonic()
+            except RedisUnavailableError as error:
+                log.warning("heartbeat: %s", error.message)
+
+    async def _agree(self, beat: Beat, consumer: Consumer) -> None:
+        """Make what runs here and what Redis says the same."""
+        for job, epoch in self.runner.running.items():
+            lease = beat.leases.get(job)
+            if epoch <= beat.snapshot and (lease is None or lease.epoch != epoch):
+                log.info("job %s was taken away", job)
+                self.runner.drop(job)
+        for job, lease in beat.leases.items():
+            claim = Claim(job, lease.epoch)
+            if self.runner.finished(claim, consumer):
+                continue
+            if lease.cancelled and self.runner.knows(claim):
+                self.runner.cancel(job, lease.epoch, consumer)
+            elif not self.runner.knows(claim):
+                await self._take([claim], consumer)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            self.runner.tick()
+
+    # Leaving
+
+    async def _drain(self, incarnations: asyncio.Task[None]) -> None:
+        """Stop pulling, finish what runs within the grace time, give the rest back."""
+        consumer = self._consumer
+        if consumer is None:
+            return
+        try:
+            await consumer.drain(leave=False)
+            await asyncio.sleep(_LAST_CLAIMS)
+            log.info("draining: %d jobs run", len(self.runner.running))
+            await _within(self._settings.grace, self.runner.idle())
+            incarnations.cancel()  # from here on nothing may beat, or join again
+            self.runner.drop_all()
+            await _within(_FLUSH_WITHIN, self._publisher.flushed())
+            given_back = await consumer.drain(leave=True)
+            log.info("left %s; gave %d jobs back", self._pool, given_back)
+        except RedisUnavailableError as error:
+            log.warning("left without a word, as Redis does not answer: %s", error.message)
+
+
+async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wait
