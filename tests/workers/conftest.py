@@ -7,6 +7,7 @@ import contextlib
 import itertools
 
 import pytest
+from redis.exceptions import RedisError
 
 from queueserve.protocol import Delta, Finished, Job, Sampling
 from queueserve.queue.connection import open_redis
@@ -34,11 +35,17 @@ class House:
             engine or FakeEngine(tick=0.005), WorkerSettings(redis_url=self.redis_url, **options)
         )
         stop = asyncio.Event()
-        before = await self.redis.zcard("qs:{m}:alive")
         task = asyncio.create_task(worker.run(stop))
         self._stack.push_async_callback(self._end, task, stop)
-        await self.until(lambda: self.redis.zcard("qs:{m}:alive"), above=before)
+        await self.until(self._registered(worker), equal=1)
         return worker, stop
+
+    def _registered(self, worker: Worker):
+        async def look() -> int:
+            consumer = worker._consumer
+            return int(consumer is not None)
+
+        return look
 
     async def _end(self, task: asyncio.Task, stop: asyncio.Event) -> None:
         stop.set()
@@ -53,7 +60,7 @@ class House:
         """Wait until what `look` gives is above or equal to a number."""
         async with asyncio.timeout(BOUND):
             while True:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, RedisError):
                     value = await look()
                     if (value > above) if above is not None else (value == equal):
                         return
