@@ -1,0 +1,52 @@
+"""Command line options that several commands share, each with its environment variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
+
+def option(name: str, *more: str, envvar: str | None = None, **settings: Any) -> Decorator:
+    """`click.option` with the variable QUEUESERVE_<NAME>, shown by `--help`, before `envvar`."""
+    own = "QUEUESERVE_" + name.removeprefix("--").replace("-", "_").upper()
+    names = [own, envvar] if envvar else own
+    return click.option(name, *more, envvar=names, show_envvar=True, show_default=True, **settings)
+
+
+def options(*together: Decorator) -> Decorator:
+    """Several options as one decorator, in their order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed(together):
+            command = each(command)
+        return command
+
+    return decorate
+
+
+redis_options = options(
+    option("--redis-url", envvar="REDIS_URL", help="Redis or Valkey: redis://host:6379/0."),
+    option("--prefix", default="qs:", help="What all keys in Redis begin with."),
+)
+heartbeat_option = option(
+    "--heartbeat-timeout",
+    type=SECONDS,
+    default=15.0,
+    help="Seconds without a sign of life after which a process is dead. The same everywhere.",
+)
+log_options = options(
+    option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="warning",
+        help="What is logged, to stderr.",
+    ),
+    option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+)

@@ -1,0 +1,117 @@
+"""What `queueserve status` shows: the pools, their queues and their workers, as Redis has them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from queueserve.queue.connection import translated
+from queueserve.queue.directory import known_cards
+from queueserve.queue.keys import Keys, PoolKeys
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A registration."""
+
+    id: str
+    host: str
+    pid: int
+    engine: str
+    state: str  # ready or draining
+    slots: int
+    running: int
+    speed: float
+    load: float | None  # (running + 1) / (slots * speed); None: takes no job now
+    ttl: float  # seconds until the registration expires
+    jobs: tuple[str, ...]  # what it runs
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model's names, its queue and its workers."""
+
+    name: str
+    aliases: tuple[str, ...]
+    context_length: int
+    depth: int  # jobs that wait
+    oldest_wait: float  # seconds that the head of the queue has waited; 0: nothing waits
+    running: int
+    workers: tuple[WorkerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything at one moment, more or less."""
+
+    models: tuple[ModelView, ...]
+    api_servers: tuple[str, ...]
+
+
+async def snapshot(redis: Redis, prefix: str = "qs:") -> Snapshot:
+    """Look at all known models. Raises RedisUnavailableError."""
+    keys = Keys(prefix)
+    cards = await known_cards(redis, keys)
+    models, apis = [], set()
+    for pool in sorted({card.pool for card in cards}):
+        names = sorted(card.name for card in cards if card.pool == pool and card.name != pool)
+        context = max(card.context_length for card in cards if card.pool == pool)
+        model, servers = await _model(redis, keys.pool(pool), pool, tuple(names), context)
+        models.append(model)
+        apis.update(servers)
+    return Snapshot(tuple(models), tuple(sorted(apis)))
+
+
+async def _model(
+    redis: Redis, pool: PoolKeys, name: str, aliases: tuple[str, ...], context: int
+) -> tuple[ModelView, list[str]]:
+    with translated():
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.zrange(pool.alive, 0, -1)
+            pipe.zcard(pool.queue)
+            pipe.zrange(pool.queue, 0, 0)
+            pipe.zrange(pool.apis, 0, -1)
+            alive, depth, head, apis = await pipe.execute()
+        submitted = await redis.hget(pool.job(head[0].decode()), "submitted") if head else None  # type: ignore[misc]
+    oldest = time.time() - int(submitted) / 1e6 if submitted else 0.0
+    workers = await _workers(redis, pool, [worker.decode() for worker in alive])
+    running = sum(worker.running for worker in workers)
+    view = ModelView(name, aliases, context, depth, max(0.0, oldest), running, tuple(workers))
+    return view, [api.decode() for api in apis]
+
+
+async def _workers(redis: Redis, pool: PoolKeys, ids: list[str]) -> list[WorkerView]:
+    with translated():
+        async with redis.pipeline(transaction=False) as pipe:
+            for worker in ids:
+                pipe.hgetall(pool.worker(worker))
+                pipe.pttl(pool.worker(worker))
+                pipe.zscore(pool.free, worker)
+                pipe.hkeys(pool.lease(worker))
+            rows = await pipe.execute()
+    quads = zip(*[iter(rows)] * 4, strict=True)
+    return [_worker(worker, *quad) for worker, quad in zip(ids, quads, strict=True) if quad[0]]
+
+
+def _worker(
+    worker: str, row: dict[bytes, bytes], ttl_ms: int, score: float | None, jobs: list[bytes]
+) -> WorkerView:
+    def field(name: str, kind: Any, default: Any) -> Any:
+        return kind(row.get(name.encode(), default))
+
+    return WorkerView(
+        id=worker,
+        host=row.get(b"host", b"").decode(),
+        pid=field("pid", int, 0),
+        engine=row.get(b"engine", b"").decode(),
+        state=row.get(b"state", b"").decode(),
+        slots=field("slots", int, 0),
+        running=field("running", int, 0),
+        speed=field("speed", float, 1.0),
+        load=None if score is None else round(score, 4),
+        ttl=max(0, ttl_ms) / 1000,
+        jobs=tuple(job.decode() for job in jobs),
+    )
