@@ -28,6 +28,7 @@ from queueserve.queue.replies import follow
 from workers.engines.base import Engine, Output
 from workers.prompting import Prompter
 from workers.runner import Runner
+from workers.templates import choose_template
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class WorkerSettings:
     grace: float = 30.0
     stream_interval: int = 1
     speed: float | None = None  # relative to the model's fastest worker; None: measured
-    chat_template: str | None = None  # Jinja; None: the model's own
+    chat_template: str | None = None  # a known template or a file; None: the model's own
+    model_path: str = ""  # its card may name a template where the model has none
 
 
 class _Gone(Exception):  # noqa: N818 - a message, not an error
@@ -103,7 +105,11 @@ class Worker:
             await asyncio.wait({loading})
             return False
         await loading
-        template = self._settings.chat_template or self._engine.tokenizer.chat_template
+        template = choose_template(
+            option=self._settings.chat_template,
+            own=self._engine.tokenizer.chat_template,
+            model_path=self._settings.model_path,
+        )
         self._runner = Runner(
             self._engine,
             Prompter(self._engine.tokenizer, template),

@@ -16,7 +16,7 @@ from itertools import islice
 import queueserve
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError, QueueServeError
 from queueserve.protocol import FinishReason, Sampling, TokenLogprob
-from workers.engines.base import EngineInfo, Output, Sequence, Sink
+from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
 from workers.engines.fake_tokens import EOS, UNITS, VOCABULARY, WORDS, FakeTokenizer
 
 _BLOCK = 8  # tokens that one hash decides; characters never cross a block
@@ -24,15 +24,14 @@ _CACHED = 16  # tokens: the grain of the prefix cache
 _CACHE_BLOCKS = 65_536
 
 # The logits of the most likely tokens at every index; any other token's is 0.
-_LOGITS = (12.0, *(10.0 - 0.5 * rank for rank in range(19)))
+_LOGITS = tuple(12.0 - 0.5 * rank for rank in range(20))
 _NORM = math.log(sum(map(math.exp, _LOGITS)) + len(VOCABULARY) - len(_LOGITS))
 
 
 class _Model:
-    """The tokens that follow one prompt."""
+    """The tokens that follow one prompt: the most likely ones, or with a seed the drawn ones."""
 
-    def __init__(self, prompt: tuple[int, ...], sampling: Sampling) -> None:
-        seed = sampling.seed if sampling.temperature > 0 else "greedy"
+    def __init__(self, prompt: tuple[int, ...], sampling: Sampling, seed: int | None) -> None:
         text = f"{seed}:{','.join(map(str, prompt))}"
         self._key = blake2b(text.encode(), digest_size=32).digest()
         end = _BLOCK * (2 + self._key[0] % 7)  # an answer has 16 to 64 tokens
@@ -73,7 +72,9 @@ class _Running:
         self.id = sequence.id
         self.error = _refusal(sequence, room)
         self._sampling = sampling
-        self._model = _Model(sequence.prompt, sampling)
+        seed = sampling.seed if sampling.temperature > 0 else None
+        self._drawn = _Model(sequence.prompt, sampling, seed)
+        self._likely = _Model(sequence.prompt, sampling, None)
         self._count = len(sequence.generated)
         self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         self._ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS})
@@ -109,22 +110,23 @@ class _Running:
 
     def _draw(self) -> tuple[int, tuple[TokenLogprob, ...] | None]:
         if self._plain:
-            return self._model.best(self._count), None
-        likely = self._model.likely(self._count)
-        scores = self._scores(likely)
+            return self._drawn.best(self._count), None
+        scores = self._scores()
         token = max(scores, key=lambda token: (scores[token], -token))
         if scores[token] < 0:  # all likely ones are banned: every other token's score is 0
             token = next((word for word in WORDS if word not in scores), token)
         self._seen[token] += 1
         if self._sampling.logprobs is None:
             return token, None
+        # They are the model's before any sampling, so neither seed nor bias changes them.
+        likely = self._likely.likely(self._count)
         ranked = [(one, logit - _NORM) for one, logit in zip(likely, _LOGITS, strict=True)]
         own = dict(ranked).get(token, -_NORM)
         return token, (TokenLogprob(own, tuple(ranked[: self._sampling.logprobs])),)
 
-    def _scores(self, likely: list[int]) -> dict[int, float]:
+    def _scores(self) -> dict[int, float]:
         sampling, seen = self._sampling, self._seen
-        scores = dict(zip(likely, _LOGITS, strict=True))
+        scores = dict(zip(self._drawn.likely(self._count), _LOGITS, strict=True))
         for token, by in sampling.logit_bias.items():
             scores[token] = scores.get(token, 0.0) + by
         for token, score in scores.items():
@@ -184,7 +186,7 @@ class FakeEngine:
             context_length=context_length,
             slots=slots,
         )
-        self.tokenizer = FakeTokenizer()
+        self.tokenizer: Tokenizer = FakeTokenizer()
         self.steps = 0
         self._tick = tick
         self._prefill = prefill

@@ -48,7 +48,7 @@ _CHARACTERS: tuple[tuple[int, ...], ...] = (
 UNITS = (*((word,) for word in WORDS), *_CHARACTERS, *_CHARACTERS)
 """What the model writes: words, and often characters that take 2 to 4 tokens."""
 
-_IN_THREAD = 100_000  # characters; encoding them takes some 20 ms
+_IN_THREAD = 20_000  # characters; encoding them takes some 5 ms
 
 
 class FakeDetokenizer:

