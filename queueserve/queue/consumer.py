@@ -106,7 +106,9 @@ class Consumer:
                 answer = await blocking.execute_command(  # type: ignore[no-untyped-call]
                     "BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST
                 )
-        hints = [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
+        hints = (
+            [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
+        )
         return [Claim(job, int(epoch)) for epoch, _, job in hints if epoch.isdecimal()]
 
     async def fetch(self, claims: list[Claim]) -> list[Assignment | ProtocolError | None]:

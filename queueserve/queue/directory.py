@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from queueserve.errors import ModelNotFoundError, ProtocolError
 from queueserve.protocol import ModelCard, decode_card, encode
 from queueserve.queue.connection import translated
+from queueserve.queue.functions import CALL_TIMEOUT
 from queueserve.queue.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ _FRESH = 1.0  # seconds for which an API server believes its copy
 async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
     """The cards of all models that are known now. Raises RedisUnavailableError."""
     with translated():
-        rows = await redis.hgetall(keys.models)  # type: ignore[misc]
+        async with asyncio.timeout(CALL_TIMEOUT):
+            rows = await redis.hgetall(keys.models)  # type: ignore[misc]
     cards = []
     for body in rows.values():
         try:

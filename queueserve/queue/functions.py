@@ -6,6 +6,7 @@ work side by side on one Redis during an upgrade.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from importlib.resources import files
 from typing import Any
@@ -14,10 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from queueserve.errors import RedisUnavailableError
-from queueserve.queue.connection import translated
+from queueserve.queue.connection import ANSWER_TIMEOUT, translated
 
 _FILES = ("keys", "fair", "dispatch", "jobs", "submit", "finish", "workers", "reap", "library")
 """In this order: a local function must stand before its first use."""
+CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
+"""Seconds for a call with the wait for a free connection."""
 
 
 class Functions:
@@ -45,13 +48,21 @@ class Functions:
         is safe to send it again.
         """
         with translated():
-            try:
-                return await self.redis.fcall(self.name(function), 1, root, *args)  # type: ignore[arg-type, misc]
-            except ResponseError as error:
-                if "Function not found" not in str(error):
-                    raise
-            await self.load()
-            return await self.redis.fcall(self.name(function), 1, root, *args)  # type: ignore[arg-type, misc]
+            async with asyncio.timeout(CALL_TIMEOUT):
+                return await self._call(function, root, *args)
+
+    async def _call(self, function: str, root: str, *args: str | bytes | float) -> Any:
+        try:
+            return await self._fcall(function, root, *args)
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        await self.load()
+        return await self._fcall(function, root, *args)
+
+    async def _fcall(self, function: str, root: str, *args: str | bytes | float) -> Any:
+        name = self.name(function)
+        return await self.redis.fcall(name, 1, root, *args)  # type: ignore[arg-type, misc]
 
     async def load(self) -> None:
         """Load the library. Raises RedisUnavailableError, also for a server without functions."""

@@ -131,3 +131,9 @@ def cluster(redis_url, tmp_path):
 @pytest.fixture
 def until():
     return wait_for
+
+
+@pytest.fixture(scope="session")
+def models_dir(pytestconfig):
+    """The data directory of this checkout: weights are converted once, not once a run."""
+    return pytestconfig.rootpath / ".queueserve"

@@ -55,7 +55,9 @@ def test_a_client_that_leaves_a_queued_job_takes_it_out_of_the_queue(cluster, un
 def test_an_api_server_that_is_killed_leaves_no_jobs(cluster, until, api):
     url, process = api
     cluster.api()  # somebody must notice
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=ENDLESS | {"stream": True}) as answer:
+    with httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json=ENDLESS | {"stream": True}
+    ) as answer:
         next(answer.iter_lines())
         assert cluster.running()
         os.kill(process.pid, signal.SIGKILL)

@@ -5,7 +5,7 @@
 -- resolution of 2^-16, so the score still reads as the load. 7 + 16 + 30 bits fit a double exactly.
 local function load_score(running, slots, speed, turn)
   local load = math.min((running + 1) / (slots * speed), 127)
-  return math.floor(load * 65536) / 65536 + (turn % 2 ^ 30) * 2 ^ -46
+  return math.floor(load * 65536 + 0.5) / 65536 + (turn % 2 ^ 30) * 2 ^ -46
 end
 
 -- The only place that lets a worker take a job.
@@ -26,9 +26,14 @@ local function offer(root, worker, time)
   end
 end
 
-local function enqueue(root, id, tenant, rank, due)
+-- The reaper looks at a job at `when`, or as soon as its total time or its grace time is over.
+local function look_at(root, id, when, end_by, detached)
+  local soonest = math.min(when, tonumber(end_by), tonumber(detached or when))
+  redis.call('ZADD', key(root, 'due'), soonest, id)
+end
+
+local function enqueue(root, id, tenant, rank)
   redis.call('ZADD', key(root, 'queue'), rank, id)
-  redis.call('ZADD', key(root, 'due'), due, id)
   redis.call('HINCRBY', key(root, 'waiting'), tenant, 1)
   redis.call('PEXPIRE', key(root, 'waiting'), DAY_MS)
 end
@@ -52,13 +57,13 @@ end
 
 local function assign(root, id, rank, worker, time)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by')
+  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached')
   local epoch = next_epoch(root, tonumber(fields[1] or 0), time)
   dequeue(root, id, fields[2])
   fair_advance(root, rank)
   redis.call('HSET', job, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time)
   redis.call('HINCRBY', job, 'attempts', 1)
-  redis.call('ZADD', key(root, 'due'), tonumber(fields[3]), id)
+  look_at(root, id, tonumber(fields[3]), fields[3], fields[4])
   redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
   redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
   redis.call('RPUSH', key(root, 'inbox', worker), int(epoch) .. ' ' .. id)
@@ -82,10 +87,22 @@ local function lowest_load(root, time)
   end
 end
 
+-- Nothing waits, so the counts are nought, whatever became of the jobs. With a slot free besides, nobody
+-- owes anybody anything.
+local function forget(root, time)
+  redis.call('DEL', key(root, 'waiting'))
+  if lowest_load(root, time) then
+    redis.call('DEL', key(root, 'fair'))
+  end
+end
+
 local function dispatch(root, time)
   while true do
     local head = redis.call('ZRANGE', key(root, 'queue'), 0, 0, 'WITHSCORES')
-    local worker = head[1] and lowest_load(root, time)
+    if not head[1] then
+      return forget(root, time)
+    end
+    local worker = lowest_load(root, time)
     if not worker then
       return
     end

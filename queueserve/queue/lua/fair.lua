@@ -1,18 +1,24 @@
 -- Start-time fair queueing in one sorted set: rank = class * 2^48 + tag.
---   tag = max(V[class], last[class, tenant]); last = tag + cost / weight
--- V[class] is the largest tag dispatched in that class; it never decreases. One V per class: traffic of
--- a high class must not push the newcomers of a low one behind its backlog.
+--   tag = max(V[class], last[class, tenant]); last = tag + charge; charge = cost / weight, at least 2
+-- V[class] is one more than the largest tag dispatched in that class; it never decreases. The one more
+-- keeps newcomers from passing those who have waited at the same tag, and the charge of 2 still lets them
+-- pass a tenant's next job. One V per class: traffic of a high class must not push the newcomers of a low
+-- one behind its backlog. A tenant with last <= V owes nothing, and is the same as one that is not there.
 
 local CLASS = 2 ^ 48
+local MAX_CHARGE = 2 ^ 31 -- no single job can carry its tenant into the next class
+
+local function virtual_time(root, class)
+  return tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0)
+end
 
 local function fair_rank(root, class, tenant, cost, weight)
   local who = class .. ':' .. tenant
   local fair = key(root, 'fair')
-  local virtual = tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0)
   local last = tonumber(redis.call('HGET', fair, 'last:' .. who) or 0)
-  local tag = math.max(virtual, last)
-  local next_tag = tag + math.max(1, math.floor(cost / weight))
-  redis.call('HSET', fair, 'last:' .. who, next_tag, 'tag:' .. who, tag)
+  local tag = math.max(virtual_time(root, class), last)
+  local charge = math.min(math.max(2, math.floor(cost / weight)), MAX_CHARGE)
+  redis.call('HSET', fair, 'last:' .. who, tag + charge, 'tag:' .. who, tag)
   redis.call('PEXPIRE', fair, DAY_MS)
   return class * CLASS + tag
 end
@@ -21,9 +27,8 @@ end
 local function fair_advance(root, rank)
   local class = math.floor(rank / CLASS)
   local tag = rank - class * CLASS
-  local state, field = key(root, 'state'), 'V:' .. class
-  if tag > tonumber(redis.call('HGET', state, field) or 0) then
-    redis.call('HSET', state, field, tag)
+  if tag >= virtual_time(root, class) then
+    redis.call('HSET', key(root, 'state'), 'V:' .. class, tag + 1)
   end
 end
 
@@ -32,9 +37,9 @@ end
 local function fair_correct(root, class, tenant, difference, weight)
   local fair, who = key(root, 'fair'), class .. ':' .. tenant
   local pair = redis.call('HMGET', fair, 'last:' .. who, 'tag:' .. who)
-  if pair[1] and pair[2] then
+  if pair[1] and tonumber(pair[1]) > virtual_time(root, class) then
     local last = tonumber(pair[1]) + math.floor(difference / weight)
-    redis.call('HSET', fair, 'last:' .. who, math.max(last, tonumber(pair[2]) + 1))
+    redis.call('HSET', fair, 'last:' .. who, math.max(last, tonumber(pair[2]) + 2))
   end
 end
 
@@ -46,7 +51,7 @@ local function fair_prune(root)
     local class, tenant = string.match(field, '^%a+:(%d+):(.*)$')
     if class then
       local last = tonumber(redis.call('HGET', fair, 'last:' .. class .. ':' .. tenant) or 0)
-      if last <= tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0) then
+      if last <= virtual_time(root, class) then
         redis.call('HDEL', fair, 'last:' .. class .. ':' .. tenant, 'tag:' .. class .. ':' .. tenant)
       end
     end

@@ -24,13 +24,14 @@ local function finish(keys, args)
     return 'duplicate'
   end
   redis.call('HDEL', key(root, 'lease', worker), id)
-  if outcome == 'cancelled' and fields[4] then
-    outcome = fields[4] -- cancelled, or expired at its total deadline
-  end
   if cost > 0 then
     fair_correct(root, fields[5], fields[6], cost - tonumber(fields[7]), tonumber(fields[8]))
   end
-  end_job(root, id, outcome, args[5])
+  if outcome == 'cancelled' then
+    end_stopped(root, id, fields[4] or outcome)
+  else
+    end_job(root, id, outcome, args[5])
+  end
   count_rate(root, time)
   offer(root, worker, time)
   dispatch(root, time)
@@ -62,6 +63,9 @@ local function cancel(keys, args)
       redis.call('ZADD', key(root, 'due'), 'LT', time + tonumber(fields[3]), id)
     end
     return 'detached'
+  end
+  if args[2] == '' then
+    publish_failed(root, fields[2], id, tonumber(fields[5]), 'cancelled', 'The request was cancelled.')
   end
   if fields[1] == 'running' then
     cancel_running(root, id, fields[4], fields[5], 'cancelled')

@@ -14,8 +14,15 @@ local function end_job(root, id, state, result)
   redis.call('PEXPIRE', job, RESULT_MS)
 end
 
+local TIME_OVER = 'The request did not finish within its time limit.'
+
 local function failure(code, message)
   return '{"error":' .. cjson.encode({ code = code, message = message }) .. '}'
+end
+
+-- The end of a job that was asked to stop. `why`: cancelled, or expired at its total deadline.
+local function end_stopped(root, id, why)
+  end_job(root, id, why, why == 'expired' and failure('request_timeout', TIME_OVER) or '')
 end
 
 local function fail_job(root, id, state, code, message)
@@ -38,7 +45,7 @@ end
 local function orphan(root, id, time, charged)
   local job = key(root, 'job', id)
   local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'attempts', 'max_attempts', 'cancel',
-    'orphan_us', 'detached')
+    'orphan_us', 'detached', 'end_by')
   if fields[1] ~= 'running' then
     return
   end
@@ -47,7 +54,7 @@ local function orphan(root, id, time, charged)
   end
   local reader = redis.call('ZSCORE', key(root, 'apis'), fields[3])
   if fields[6] then
-    end_job(root, id, fields[6], '')
+    end_stopped(root, id, fields[6])
   elseif not reader and not fields[8] then
     end_job(root, id, 'cancelled', '')
   elseif charged and tonumber(fields[4]) >= tonumber(fields[5]) then
@@ -55,7 +62,7 @@ local function orphan(root, id, time, charged)
   else
     local epoch = next_epoch(root, tonumber(fields[2]), time)
     redis.call('HSET', job, 'state', 'orphaned', 'epoch', epoch, 'worker', '', 'notified', 1)
-    redis.call('ZADD', key(root, 'due'), time + tonumber(fields[7]), id)
+    look_at(root, id, time + tonumber(fields[7]), fields[9], fields[8])
     publish_orphaned(root, fields[3], id, epoch)
   end
 end

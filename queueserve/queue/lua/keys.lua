@@ -1,7 +1,8 @@
 -- Keys, time, and the values that must not lose digits. Every function gets one key, the pool's root
 -- `qs:{pool}`; what lies below it is derived here only, and tested equal to keys.py.
 --
---   state     HASH  V:<class> virtual time of fair queueing, epoch, turn, seen, best, rate, rated
+--   state     HASH  V:<class> virtual time of fair queueing, epoch, turn, seen, best, best_at,
+--                   rate, rated
 --   fair      HASH  last:<class>:<tenant>, tag:<class>:<tenant>
 --   waiting   HASH  tenant -> its jobs in the queue
 --   queue     ZSET  job -> rank

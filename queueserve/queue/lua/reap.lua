@@ -8,9 +8,9 @@ local NOTICES = 4 -- how often a silent reader is told of an orphan before the j
 
 local function due_queued(root, id, fields, time)
   if time >= fields.end_by then
-    fail_job(root, id, 'expired', 'request_timeout', 'The request did not finish within its time limit.')
+    fail_job(root, id, 'expired', 'request_timeout', TIME_OVER)
   elseif time < fields.queue_by then
-    redis.call('ZADD', key(root, 'due'), math.min(fields.queue_by, fields.end_by), id)
+    look_at(root, id, fields.queue_by, fields.end_by, fields.detached)
   elseif redis.call('ZCARD', key(root, 'alive')) == 0 then
     fail_job(root, id, 'expired', 'no_worker', 'No worker serves this model at the moment.')
   else
@@ -20,14 +20,13 @@ end
 
 local function due_running(root, id, fields, time, timeout)
   if time < fields.end_by then
-    redis.call('ZADD', key(root, 'due'), fields.end_by, id)
+    look_at(root, id, fields.end_by, fields.end_by, not fields.cancel and fields.detached)
   elseif fields.cancel then -- asked before, and the worker lives but does not let go
     redis.call('HDEL', key(root, 'lease', fields.worker), id)
-    end_job(root, id, 'expired', failure('request_timeout', 'The request did not finish within its time limit.'))
+    end_stopped(root, id, fields.cancel)
     offer(root, fields.worker, time)
   else
-    publish_failed(root, fields.api, id, fields.epoch, 'request_timeout',
-      'The request did not finish within its time limit.')
+    publish_failed(root, fields.api, id, fields.epoch, 'request_timeout', TIME_OVER)
     cancel_running(root, id, fields.worker, int(fields.epoch), 'expired')
     redis.call('ZADD', key(root, 'due'), time + timeout, id)
   end
@@ -35,12 +34,14 @@ end
 
 local function due_orphaned(root, id, fields, time, timeout)
   if time >= fields.end_by then
-    fail_job(root, id, 'expired', 'request_timeout', 'The request did not finish within its time limit.')
-  elseif not fields.detached and not redis.call('ZSCORE', key(root, 'apis'), fields.api) then
+    fail_job(root, id, 'expired', 'request_timeout', TIME_OVER)
+  elseif fields.detached then -- another reader may come
+    look_at(root, id, fields.end_by, fields.end_by, fields.detached)
+  elseif not redis.call('ZSCORE', key(root, 'apis'), fields.api) then
     end_job(root, id, 'cancelled', '')
   elseif fields.notified < NOTICES then
     redis.call('HINCRBY', key(root, 'job', id), 'notified', 1)
-    redis.call('ZADD', key(root, 'due'), time + timeout, id)
+    look_at(root, id, time + timeout, fields.end_by)
     publish_orphaned(root, fields.api, id, fields.epoch)
   else
     fail_job(root, id, 'failed', 'worker_lost', 'The worker was lost and nobody resumed the job.')
@@ -59,7 +60,7 @@ local function due_job(root, id, time, timeout)
   elseif fields.detached and time >= tonumber(fields.detached) and not fields.cancel then
     if state == 'running' then
       cancel_running(root, id, fields.worker, int(fields.epoch), 'cancelled')
-      redis.call('ZADD', key(root, 'due'), fields.end_by, id)
+      redis.call('ZADD', key(root, 'due'), math.max(fields.end_by, time + timeout), id)
     else
       end_job(root, id, 'cancelled', '')
     end

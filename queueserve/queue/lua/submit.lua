@@ -88,7 +88,8 @@ local function submit(keys, args)
   redis.call('PEXPIRE', job, math.ceil(total / 1000) + 5 * RESULT_MS)
   redis.call('SADD', key(root, 'by_api', api), id)
   redis.call('PEXPIRE', key(root, 'by_api', api), DAY_MS)
-  enqueue(root, id, tenant, rank, time + math.min(wait, total))
+  enqueue(root, id, tenant, rank)
+  look_at(root, id, time + wait, time + total)
   fair_prune(root)
   dispatch(root, time)
   return standing(root, id, 'new')
@@ -100,7 +101,8 @@ end
 local function resume(keys, args)
   local root, id, time = keys[1], args[1], now()
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'rank', 'tenant', 'end_by', 'resumed')
+  local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'rank', 'tenant', 'end_by', 'resumed',
+    'detached')
   if fields[7] == args[2] then
     return 'resumed' -- said twice
   end
@@ -109,7 +111,8 @@ local function resume(keys, args)
   end
   local queue_by = time + tonumber(args[5])
   redis.call('HSET', job, 'state', 'queued', 'resume', args[4], 'resumed', args[2], 'queue_by', queue_by)
-  enqueue(root, id, fields[5], tonumber(fields[4]), math.min(queue_by, tonumber(fields[6])))
+  enqueue(root, id, fields[5], tonumber(fields[4]))
+  look_at(root, id, queue_by, fields[6], fields[8])
   dispatch(root, time)
   return 'resumed'
 end

@@ -1,26 +1,34 @@
 -- A worker's life: register, heartbeat, drain.
 
 -- After a time in which nobody could reach Redis, every lease is extended once before anything is reaped:
--- the silence was Redis's, not theirs.
+-- the silence was Redis's, not theirs. When the clock was set back, every lease is shortened to match.
+-- The caller must dispatch: a worker may have become free.
 local function touch(root, time, timeout)
   local state = key(root, 'state')
   local seen = tonumber(redis.call('HGET', state, 'seen') or time)
-  if time - seen > timeout / 2 then
-    for _, set in ipairs({ key(root, 'alive'), key(root, 'apis') }) do
-      for _, member in ipairs(redis.call('ZRANGE', set, 0, -1)) do
-        redis.call('ZADD', set, 'GT', time + timeout, member)
-      end
+  if math.abs(time - seen) > timeout / 2 then
+    local direction = time > seen and 'GT' or 'LT'
+    for _, api in ipairs(redis.call('ZRANGE', key(root, 'apis'), 0, -1)) do
+      redis.call('ZADD', key(root, 'apis'), direction, time + timeout, api)
+    end
+    for _, worker in ipairs(redis.call('ZRANGE', key(root, 'alive'), 0, -1)) do
+      redis.call('ZADD', key(root, 'alive'), direction, time + timeout, worker)
+      offer(root, worker, time)
     end
   end
   redis.call('HSET', state, 'seen', time)
   redis.call('PEXPIRE', state, 7 * DAY_MS)
 end
 
+local BEST_US = 300 * 1000000 -- the time constant with which the best rate is forgotten
+
 -- Measured rates differ by noise; a worker within a fifth of the best one is as good as the best.
-local function relative_speed(root, rate)
+local function relative_speed(root, rate, time)
   local state = key(root, 'state')
-  local best = math.max(rate, tonumber(redis.call('HGET', state, 'best') or 0) * 0.99)
-  redis.call('HSET', state, 'best', string.format('%.3f', best))
+  local known = redis.call('HMGET', state, 'best', 'best_at')
+  local age = math.max(0, time - tonumber(known[2] or time))
+  local best = math.max(rate, tonumber(known[1] or 0) * math.exp(-age / BEST_US))
+  redis.call('HSET', state, 'best', string.format('%.6f', best), 'best_at', time)
   local speed = rate / best
   return speed >= 0.8 and 1 or math.max(0.1, math.floor(speed * 10 + 0.5) / 10)
 end
@@ -42,6 +50,15 @@ local function register(keys, args)
   return 'ok'
 end
 
+-- A job that was deleted by hand would hold its slot for as long as the worker lives.
+local function drop_lost_jobs(root, worker)
+  for _, id in ipairs(redis.call('HKEYS', key(root, 'lease', worker))) do
+    if redis.call('EXISTS', key(root, 'job', id)) == 0 then
+      redis.call('HDEL', key(root, 'lease', worker), id)
+    end
+  end
+end
+
 -- qs_heartbeat: renew a registration, and hear what this worker holds.
 --   KEYS root    ARGV worker, timeout_us, steps, rate (tokens/s of one sequence; 0: keep the speed)
 --   returns { verdict, snapshot, job, lease, job, lease, … }
@@ -54,20 +71,22 @@ local function heartbeat(keys, args)
   local registration = key(root, 'worker', worker)
   touch(root, time, timeout)
   if not redis.call('ZSCORE', key(root, 'alive'), worker) then
+    dispatch(root, time)
     return { 'gone', 0 }
   end
   redis.call('ZADD', key(root, 'alive'), time + timeout, worker)
+  drop_lost_jobs(root, worker)
   local known = redis.call('EXISTS', registration) == 1
   if known then
     redis.call('HSET', registration, 'steps', args[3], 'beat', math.floor(time / 1000000))
     if rate > 0 then
-      redis.call('HSET', registration, 'speed', relative_speed(root, rate))
+      redis.call('HSET', registration, 'speed', relative_speed(root, rate, time))
     end
     redis.call('PEXPIRE', registration, math.ceil(timeout / 1000))
     redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
     offer(root, worker, time)
-    dispatch(root, time)
   end
+  dispatch(root, time)
   local answer = { known and 'ok' or 'register', tonumber(redis.call('HGET', key(root, 'state'), 'epoch') or 0) }
   for _, item in ipairs(redis.call('HGETALL', key(root, 'lease', worker))) do
     answer[#answer + 1] = item

@@ -1,0 +1,78 @@
+"""Real engines: a worker is killed in mid-stream, and another one goes on, greedy and exact."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from queueserve.protocol import Delta, Job, Sampling
+from queueserve.queue.plane import open_control_plane
+
+PROMPT = "Write a short story about a dog and a lighthouse."
+TOKENS = 60
+NEAR_TIE = {
+    "llama_cpp": 0.1,
+    "transformers": 1e-3,
+}  # between the top two logprobs: Q4 weights, fp32
+OPTIONS = {
+    "llama_cpp": ("--engine", "llama_cpp"),
+    "transformers": ("--engine", "transformers", "--dtype", "float32"),
+}
+
+
+def job(number: int) -> Job:
+    return Job(
+        id=f"j{number}",
+        pool="m",
+        model="m",
+        kind="chat",
+        messages=({"role": "user", "content": PROMPT},),
+        sampling=Sampling(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=2),
+    )
+
+
+async def read(stream, *, after=None, then=None):
+    """Tokens, text and logprobs; when `after` tokens are there, `then` is awaited once."""
+    tokens, text, logprobs = [], "", []
+    async for events in stream:
+        for event in events:
+            if isinstance(event, Delta):
+                tokens += event.tokens
+                text += event.text
+                logprobs += event.logprobs or ()
+        if after is not None and len(tokens) >= after:
+            after = None
+            await then()
+    return tokens, text, logprobs
+
+
+@pytest.mark.parametrize("engine", OPTIONS)
+@pytest.mark.timeout(240)
+async def test_the_answer_goes_on_where_it_stood(cluster, engine, models_dir):
+    options = (*OPTIONS[engine], "--threads", "1", "--data-dir", str(models_dir))
+    await asyncio.to_thread(cluster.worker, *options)
+    async with open_control_plane(cluster.redis_url, heartbeat_timeout=15.0) as plane:
+        whole, whole_text, logprobs = await read(await plane.owner.open(job(0)))
+        assert len(whole) == TOKENS
+        await asyncio.to_thread(cluster.worker, *options)
+        killed = []
+
+        async def kill() -> None:
+            killed.extend(cluster.running().values())
+            os.kill(cluster.pid_of(killed[0]), signal.SIGKILL)
+
+        tokens, text, _ = await read(await plane.owner.open(job(1)), after=20, then=kill)
+    assert killed
+    assert len(tokens) == TOKENS
+    split = next(
+        (at for at, pair in enumerate(zip(whole, tokens, strict=True)) if len({*pair}) > 1), None
+    )
+    if split is None:
+        assert text == whole_text
+    else:
+        assert split > 20, "tokens that were sent already have changed"
+        (_, first), (_, second), *_ = logprobs[split].top
+        assert first - second < NEAR_TIE[engine]

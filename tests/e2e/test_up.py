@@ -1,0 +1,318 @@
+"""`queueserve up` as a person runs it: one command, real processes, a terminal's signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+import redis as sync_redis
+
+from queueserve.queue.embedded import EmbeddedRedis
+
+FAKE = ("--engine", "fake", "--port", "0", "--redis-port", "0")
+
+
+class Up:
+    """A running `queueserve up`, what it has said, and what it says it is."""
+
+    def __init__(self, data_dir, *options: str) -> None:
+        self.data_dir = data_dir
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "REDIS_URL" and not name.startswith("QUEUESERVE_")
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "queueserve.cli", "up", "--data-dir", str(data_dir), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env | {"PYTHONUNBUFFERED": "1"},
+        )
+        self.said = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+
+    def line(self, start: str) -> str:
+        """What follows `start` on its line, once it is said; empty before."""
+        found = re.search(rf"^ *{start} +(.*)\n", self.said, re.MULTILINE)
+        return found.group(1) if found else ""
+
+    @property
+    def url(self) -> str:
+        return self.line("API").removeprefix("starting on ")
+
+    @property
+    def redis_port(self) -> int:
+        return int(self.line("Look in").split()[2])
+
+    def redis(self) -> sync_redis.Redis:
+        return sync_redis.Redis(port=self.redis_port, decode_responses=True)
+
+    def workers(self) -> dict[str, int]:
+        """Worker id → process id, as registered."""
+        with self.redis() as client:
+            return {
+                key.rpartition(":")[2]: int(client.hget(key, "pid"))
+                for key in client.scan_iter("qs:{fake}:worker:*")
+            }
+
+    def pids(self) -> list[int]:
+        """The processes that must not outlive this one: Redis, the workers."""
+        with self.redis() as client:
+            return [client.info("server")["process_id"], *self.workers().values()]
+
+    def end(self) -> int:
+        """The exit status, after everything was said."""
+        try:
+            status = self.process.wait(timeout=30)
+        finally:
+            self.process.kill()
+            self._reader.join()
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.end()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start(tmp_path, until):
+    """Start `queueserve up` with these options, and wait until it is ready."""
+    started: list[Up] = []
+
+    def start(*options: str, ready: bool = True, data_dir=tmp_path) -> Up:
+        up = Up(data_dir, *options)
+        started.append(up)
+        if ready:
+            until(lambda: up.line("Stop"), "the last line of the welcome")
+        return up
+
+    yield start
+    for up in started:
+        up.close()
+        print(up.said)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_the_lines_it_prints_work_when_they_are_pasted(start):
+    up = start(*FAKE)
+    curl = shlex.split(up.line("Try it"))
+    done = subprocess.run([*curl, "-sS"], capture_output=True, text=True, timeout=30, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["model"] == up.line("Model") == "fake"
+    assert answer["choices"][0]["message"]["content"]
+
+    redis_cli = up.line("Look in").split("   ")[0].split()
+    done = subprocess.run(
+        [*redis_cli, "hkeys", "qs:models"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "fake\n"
+
+
+def test_chat_and_status_find_it(start):
+    up = start(*FAKE)
+    command = [sys.executable, "-m", "queueserve.cli"]
+    done = subprocess.run(
+        [*command, "chat", "--url", up.url, "--message", "hello"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.strip()
+    assert done.stderr == ""
+    done = subprocess.run(
+        [*command, "chat", "--url", up.url, "--model", "other", "--message", "hello"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "'other' does not exist" in done.stderr
+    done = subprocess.run(
+        [*command, "chat", "--url", up.url],
+        input="hello\n\nand again\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.count("> ") == 4  # two questions, an empty line, the end of input
+    done = subprocess.run(
+        [*command, "status", "--redis-url", f"redis://127.0.0.1:{up.redis_port}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.startswith("fake: 0 waiting, 0 running\n")
+    assert " 0/8 " in done.stdout
+
+
+def test_a_worker_that_is_killed_starts_again_and_is_reaped_before_its_timeout(start, until):
+    # The timeout is longer than the test may take: only the parent can find the death in time.
+    up = start(*FAKE, "--heartbeat-timeout", "600")
+    [(worker, pid)] = up.workers().items()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: worker not in up.workers(), "the end of the dead worker's registration")
+    until(up.workers, "the registration of the next one")
+    assert pid not in up.workers().values()
+    assert "worker 1 was ended by SIGKILL; it starts again" in up.said
+    assert httpx.get(f"{up.url}/ready").status_code == 200
+
+
+def test_two_workers_share_one_queue(start, until):
+    up = start(*FAKE, "--workers", "2")
+    until(lambda: up.line("Workers") and len(up.workers()) == 2, "two registrations")
+    until(lambda: "2 of 2 are there" in up.said, "that it says so")
+
+
+def test_a_redis_that_is_killed_starts_again_with_its_data(start, until):
+    up = start(*FAKE)
+    port = up.redis_port
+    with up.redis() as client:
+        client.set("mine", "1")
+        client.execute_command("WAITAOF", 1, 0, 0)
+        os.kill(client.info("server")["process_id"], signal.SIGKILL)
+    with up.redis() as client:
+        until(client.ping, "the restart of Redis")
+        assert client.get("mine") == "1"
+    until(lambda: httpx.get(f"{up.url}/ready").status_code == 200, "that it is ready again")
+    assert up.redis_port == port
+
+
+def test_what_is_queued_and_known_survives_a_restart(start, tmp_path):
+    up = start(*FAKE)
+    with up.redis() as client:
+        client.set("mine", "1")
+    up.process.terminate()
+    assert up.end() == 0
+    again = start(*FAKE)
+    with again.redis() as client:
+        assert client.get("mine") == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(start, until, number):
+    up = start(*FAKE)
+    pids = up.pids()
+    up.process.send_signal(number)
+    assert up.end() == 0
+    assert all(map(is_gone, pids))
+    assert "Stopping" in up.said
+    assert "Traceback" not in up.said
+
+
+def test_a_running_answer_is_finished_before_the_end(start):
+    up = start(*FAKE, "--", "--fake-tick", "0.05")
+    body = {"model": "fake", "prompt": "x", "max_tokens": 30, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
+        lines = response.iter_lines()
+        next(lines)
+        up.process.terminate()
+        rest = list(lines)
+    assert "data: [DONE]" in rest
+    assert not any('"error"' in line for line in rest)
+    assert up.end() == 0
+
+
+def test_a_second_signal_ends_at_once_what_still_runs(start):
+    up = start(*FAKE, "--grace", "600", "--", "--fake-tick", "1")
+    body = {"model": "fake", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
+        next(response.iter_lines())
+        up.process.terminate()
+        up.process.terminate()
+        up.process.send_signal(signal.SIGINT)
+        assert up.end() == 0
+
+
+def test_kill_9_leaves_nothing_behind_and_the_next_one_starts(start, until):
+    up = start(*FAKE)
+    pids = up.pids()
+    up.process.kill()
+    again = start(*FAKE)
+    until(lambda: all(map(is_gone, pids)), "the end of all processes of the first")
+    assert httpx.get(f"{again.url}/ready").status_code == 200
+
+
+def test_a_second_one_in_the_same_directory_is_refused(start, tmp_path):
+    up = start(*FAKE)
+    second = start(*FAKE, ready=False)
+    assert second.end() == 1
+    assert f"{tmp_path}/redis is in use by another QueueServe" in second.said
+    assert f"(process {up.process.pid})" in second.said
+    assert httpx.get(f"{up.url}/ready").status_code == 200
+
+
+def test_a_redis_of_ones_own_is_used_and_left_running(start, redis_server, redis_url, tmp_path):
+    up = start(*FAKE, "--redis-url", redis_url, "--prefix", "mine:")
+    with sync_redis.Redis.from_url(redis_url) as client:
+        assert client.hkeys("mine:models") == [b"fake"]
+        up.process.terminate()
+        assert up.end() == 0
+        assert client.ping()
+    assert not (tmp_path / "redis").exists()
+
+
+def test_a_configuration_that_cannot_work_ends_it_with_the_reason(start):
+    up = start("--engine", "nonsense", "--port", "0", "--redis-port", "0", ready=False)
+    assert up.end() == 78
+    assert "no engine 'nonsense'" in up.said
+    assert "worker 1 cannot run with this configuration" in up.said
+
+
+def test_it_serves_over_tls(start, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    up = start(*FAKE, "--ssl-keyfile", str(key), "--ssl-certfile", str(certificate))
+    assert up.url.startswith("https://127.0.0.1:")
+    command = [sys.executable, "-m", "queueserve.cli", "chat", "--url", up.url, "--message", "hi"]
+    env = os.environ | {"SSL_CERT_FILE": str(certificate)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=True)
+    assert done.stdout.strip()
+
+
+def test_a_port_of_redis_that_is_taken_is_a_clear_error(start, tmp_path):
+    with EmbeddedRedis(tmp_path / "other", port=0) as other:
+        options = ("--engine", "fake", "--port", "0", "--redis-port", str(other.port))
+        up = start(*options, ready=False)
+        assert up.end() == 1
+        assert f"port {other.port} on 127.0.0.1 is taken" in up.said
