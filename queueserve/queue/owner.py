@@ -185,13 +185,12 @@ class Owner:
             log.debug("job %s: %s", stream.job.id, error.message)
 
     async def _resync(self, stream: JobStream) -> None:
-        now = time.monotonic()
-        if now - self._resynced.get(stream.job.id, 0.0) < _RESYNC_EVERY:
-            return
-        self._resynced[stream.job.id] = now
         if not stream.worker:
             await self._reconcile(stream)
-        else:
+            return
+        now = time.monotonic()
+        if now - self._resynced.get(stream.job.id, 0.0) > _RESYNC_EVERY:
+            self._resynced[stream.job.id] = now
             await self._producer.resync(stream.job, self.api, stream.worker, len(stream.tokens))
 
     async def _reconcile(self, stream: JobStream) -> None:

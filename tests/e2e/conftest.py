@@ -1,4 +1,4 @@
-"""Real processes for end-to-end tests: API servers and workers on the embedded Redis, and their ends."""
+"""Real processes for end-to-end tests: API servers and workers on the embedded Redis."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ class Cluster:
 
 @pytest.fixture
 def cluster(redis_url, tmp_path):
-    cluster = Cluster(redis_url, tmp_path)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    cluster = Cluster(redis_url, logs)
     yield cluster
     cluster.close()
     print(cluster.log())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 
 import httpx
 import pytest
@@ -27,8 +28,6 @@ def leave(url: str, body: dict, condition, until) -> None:
     """Send a request, and close the connection once `condition` holds."""
     host, port = url.removeprefix("http://").split(":")
     data = httpx.Request("POST", f"{url}/v1/chat/completions", json=body)
-    import socket
-
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
         head += "Content-Type: application/json\r\n"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -38,7 +39,7 @@ class Up:
             env=env | {"PYTHONUNBUFFERED": "1"},
         )
         self.said = ""
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
@@ -81,7 +82,7 @@ class Up:
             status = self.process.wait(timeout=30)
         finally:
             self.process.kill()
-            self._reader.join()
+            self._reader.join(timeout=5)
         return status
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ def start(tmp_path, until):
     yield start
     for up in started:
         up.close()
-        print(up.said)
+        sys.stdout.write(up.said)  # shown if the test has failed
 
 
 def is_gone(pid: int) -> bool:
@@ -116,8 +117,7 @@ def is_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -250,7 +250,6 @@ def test_a_second_signal_ends_at_once_what_still_runs(start):
     body = {"model": "fake", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
         next(response.iter_lines())
-        up.process.terminate()
         up.process.terminate()
         up.process.send_signal(signal.SIGINT)
         assert up.end() == 0

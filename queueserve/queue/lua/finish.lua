@@ -45,7 +45,7 @@ end
 local function cancel(keys, args)
   local root, id, time = keys[1], args[1], now()
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'state', 'api', 'grace_us', 'worker', 'epoch', 'detached')
+  local fields = redis.call('HMGET', job, 'state', 'api', 'grace_us', 'worker', 'epoch')
   if not fields[1] then -- not seen yet: what comes later finds this tombstone
     redis.call('HSET', job, 'state', 'cancelled', 'result', '')
     redis.call('PEXPIRE', job, RESULT_MS)
@@ -58,10 +58,7 @@ local function cancel(keys, args)
     return 'moved'
   end
   if args[2] ~= '' and tonumber(fields[3]) > 0 then
-    if not fields[6] then
-      redis.call('HSET', job, 'detached', time + tonumber(fields[3]))
-      redis.call('ZADD', key(root, 'due'), 'LT', time + tonumber(fields[3]), id)
-    end
+    detach(root, id, time + tonumber(fields[3]))
     return 'detached'
   end
   if args[2] == '' then

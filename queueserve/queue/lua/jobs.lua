@@ -31,6 +31,13 @@ local function fail_job(root, id, state, code, message)
   publish_failed(root, fields[1], id, tonumber(fields[2]), code, message)
 end
 
+-- The reader is gone, and another one may come until the grace time is over. Said twice is said once.
+local function detach(root, id, grace_over)
+  if redis.call('HSETNX', key(root, 'job', id), 'detached', grace_over) == 1 then
+    redis.call('ZADD', key(root, 'due'), 'LT', grace_over, id)
+  end
+end
+
 -- Ask the worker to stop a job. The lease stays until the worker's `finish` (or its death) frees the slot;
 -- the mark in the lease repeats the request with every heartbeat.
 local function cancel_running(root, id, worker, epoch, why)

@@ -80,8 +80,7 @@ local function remove_api(root, api, time)
   for _, id in ipairs(redis.call('SMEMBERS', key(root, 'by_api', api))) do
     local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'grace_us', 'worker', 'epoch', 'api')
     if fields[5] == api and tonumber(fields[2] or 0) > 0 then
-      redis.call('HSETNX', key(root, 'job', id), 'detached', time + tonumber(fields[2]))
-      redis.call('ZADD', key(root, 'due'), 'LT', time + tonumber(fields[2]), id)
+      detach(root, id, time + tonumber(fields[2]))
     elseif fields[5] == api and fields[1] == 'running' then
       cancel_running(root, id, fields[3], fields[4], 'cancelled')
     elseif fields[5] == api and not FINAL[fields[1]] then

@@ -1,0 +1,310 @@
+"""A Hypothesis state machine: everything that can happen to a pool, on a server and in the model.
+
+API servers and workers behave as the protocol asks: one that has expired comes back under a new name, a
+worker says its finishes again to a Redis that may have lost them, an API server submits again what is
+open. Everything is said at a time of the machine's choice.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from queue_model import Model
+from queue_records import FINAL, MAX_ATTEMPTS, MAX_QUEUE, MAX_TENANT_QUEUE, TIMEOUT, US, Order
+from queue_remote import Remote
+from queue_views import model_view, server_view
+
+START = 1_800_000_000 * US
+TICK = 1000  # between any two calls
+SLOTS = ("a", "b")  # two API servers; each incarnation has a number
+
+orders = st.fixed_dictionaries(
+    {
+        "tenant": st.sampled_from(["t", "u", "v"]),
+        "klass": st.sampled_from([8, 8, 0, 15]),
+        "cost": st.sampled_from([1, 10, 35]),
+        "wait": st.sampled_from([60 * US, 5 * US]),
+        "total": st.sampled_from([600 * US, 12 * US]),
+        "grace": st.sampled_from([0, 0, 20 * US]),
+    }
+)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Set `remote` in a subclass."""
+
+    remote: ClassVar[Remote]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remote.empty()
+        self.model = Model(now=START)
+        self.incarnation = dict.fromkeys(SLOTS, 0)
+        self.registered: set[str] = set()  # API servers that have submitted
+        self.workers: dict[str, tuple[int, str]] = {}  # slots and speed of those that think they live
+        self.born = 0
+        self.submitted = 0
+        self.finishes: list[tuple[str, str, int, str, int]] = []  # since the snapshot
+        self.saved: tuple[Any, ...] | None = None
+        self.final: dict[str, str] = {}
+        self.epochs: dict[str, int] = {}  # as last seen
+        self.highest: dict[str, int] = {}  # ever seen, also by a Redis that has forgotten
+
+    # Both sides at once
+
+    def ask(self, function: str, *args: Any) -> Any:
+        return self.remote.ask(self.model.now, function, *args)
+
+    def tick(self, time: int = TICK) -> None:
+        self.model.now += time
+
+    def api(self, slot: str) -> str:
+        return f"{slot}{self.incarnation[slot]}"
+
+    def submit(self, order: Order, api: str, *, new_api: bool, known: bool) -> str:
+        self.tick()
+        expected = self.model.submit(order, api, new_api=new_api, known=known)
+        answer = self.ask(
+            "submit",
+            *(order.id, api, TIMEOUT, int(new_api), b"{}", order.digest, order.klass),
+            *(order.tenant, 1, order.cost, order.wait, order.total, order.grace),
+            *(MAX_ATTEMPTS, MAX_QUEUE, MAX_TENANT_QUEUE, "", int(known)),
+        )
+        assert tuple(answer[:5]) == expected
+        return expected[0]
+
+    def beat(self, worker: str) -> None:
+        self.tick()
+        verdict, snapshot, leases = self.model.heartbeat(worker)
+        said = self.ask("heartbeat", worker, TIMEOUT, 1, 0)
+        words = [value.split() for value in said[3::2]]
+        told = {
+            job: (int(word[0]), word[1:] == ["cancel"])
+            for job, word in zip(said[2::2], words, strict=True)
+        }
+        assert (said[0], said[1], told) == (verdict, snapshot, leases)
+        if verdict == "gone":
+            self.workers.pop(worker, None)
+        elif verdict == "register" and worker in self.workers:
+            self.join(worker)
+
+    def join(self, worker: str) -> None:
+        self.tick()
+        slots, speed = self.workers[worker]
+        assert self.model.register(worker, slots, Fraction(speed)) == "ok"
+        assert self.ask("register", worker, TIMEOUT, slots, speed, "host", "h") == "ok"
+
+    def reap(self, api: str = "", dead: str = "") -> None:
+        self.tick()
+        verdict, wait = self.model.reap(api, dead)
+        assert self.ask("reap", TIMEOUT, api, dead) == [verdict, wait]
+        if verdict == "gone":
+            self.incarnation[api[0]] += 1
+
+    def say_finished(self, worker: str, job: str, epoch: int, outcome: str, cost: int) -> str:
+        self.tick()
+        expected = self.model.finish(worker, job, epoch, outcome, cost)
+        assert self.ask("finish", worker, job, epoch, outcome, "", cost) == expected
+        return expected
+
+    def in_state(self, *states: str) -> list[str]:
+        return [i for i, job in self.model.jobs.items() if job.order and job.state in states]
+
+    # API servers
+
+    @rule(slot=st.sampled_from(SLOTS), order=orders, known=st.sampled_from([False, False, True]))
+    def submit_a_new_job(self, slot: str, order: dict[str, Any], known: bool) -> None:
+        self.submitted += 1
+        api = self.api(slot)
+        new_api = api not in self.registered
+        job = Order(f"j{self.submitted * 37 % 100:02}", **order)  # ids that are not in order
+        if job.id not in self.model.jobs:
+            self.registered.add(api)
+            if self.submit(job, api, new_api=new_api, known=known) == "gone":
+                self.incarnation[slot] += 1
+
+    @precondition(lambda self: self.in_state("queued", "running", "orphaned", *FINAL))
+    @rule(data=st.data(), slot=st.sampled_from(SLOTS), other_body=st.sampled_from([0, 0, 1]))
+    def submit_again(self, data: st.DataObject, slot: str, other_body: int) -> None:
+        known = self.in_state("queued", "running", "orphaned", *FINAL)
+        order = self.model.jobs[data.draw(st.sampled_from(known))].order
+        assert order is not None
+        if other_body:
+            order = Order(order.id, digest="another")
+        api = self.api(slot)
+        new_api = api not in self.registered
+        self.registered.add(api)
+        if self.submit(order, api, new_api=new_api, known=False) == "gone":
+            self.incarnation[slot] += 1
+
+    @rule(data=st.data(), slot=st.sampled_from([*SLOTS, *SLOTS, ""]))
+    def cancel(self, data: st.DataObject, slot: str) -> None:
+        self.tick()
+        job = data.draw(st.sampled_from([*self.model.jobs, "j99"]))
+        api = slot and self.api(slot)
+        assert self.ask("cancel", job, api) == self.model.cancel(job, api)
+
+    @precondition(lambda self: self.in_state("orphaned"))
+    @rule(data=st.data(), wrong=st.sampled_from(["", "", "", "epoch", "api"]))
+    def resume(self, data: st.DataObject, wrong: str) -> None:
+        self.tick()
+        name = data.draw(st.sampled_from(self.in_state("orphaned")))
+        job = self.model.jobs[name]
+        epoch = job.epoch - (wrong == "epoch")
+        api = "someone" if wrong == "api" else job.api
+        for _ in range(2):  # said twice is said once
+            expected = self.model.resume(name, epoch, api, 60 * US)
+            assert self.ask("resume", name, epoch, api, "{}", 60 * US) == expected
+
+    # Workers
+
+    @precondition(lambda self: len(self.workers) < 4)
+    @rule(slots=st.integers(1, 3), speed=st.sampled_from(["1", "1", "0.5", "0.25"]))
+    def a_worker_joins(self, slots: int, speed: str) -> None:
+        self.born += 1
+        worker = f"w{self.born}"
+        self.workers[worker] = (slots, speed)
+        self.join(worker)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def a_worker_beats(self, data: st.DataObject) -> None:
+        self.beat(data.draw(st.sampled_from(sorted(self.workers))))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def a_registration_key_expires(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        self.remote.client.delete(self.remote.keys.worker(worker))
+        if worker in self.model.workers:
+            self.model.workers[worker].registered = False
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def a_hint_is_lost(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        self.remote.client.delete(self.remote.keys.inbox(worker))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), leave=st.booleans())
+    def a_worker_drains(self, data: st.DataObject, leave: bool) -> None:
+        self.tick()
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        expected = self.model.drain(worker, leave=leave)
+        assert self.ask("drain", worker, int(leave)) == expected
+        if leave:
+            del self.workers[worker]
+
+    @precondition(lambda self: self.in_state("running"))
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(["done", "done", "failed", "cancelled"]),
+        cost=st.sampled_from([0, 3, 50]),
+    )
+    def finish(self, data: st.DataObject, outcome: str, cost: int) -> None:
+        name = data.draw(st.sampled_from(self.in_state("running")))
+        job = self.model.jobs[name]
+        end = (job.worker, name, job.epoch, outcome, cost)
+        assert self.say_finished(*end) == "accepted"
+        assert self.say_finished(*end) == "duplicate"
+        self.finishes.append(end)
+
+    @precondition(lambda self: self.in_state("queued", "running", "orphaned", *FINAL))
+    @rule(data=st.data(), step=st.sampled_from([-1, 0, 0, 1]))
+    def finish_what_is_not_yours(self, data: st.DataObject, step: int) -> None:
+        known = self.in_state("queued", "running", "orphaned", *FINAL)
+        name = data.draw(st.sampled_from(known))
+        worker = data.draw(st.sampled_from([*(f"w{n + 1}" for n in range(self.born)), ""]))
+        job = self.model.jobs[name]
+        if (worker, step) != (job.worker, 0) or not job.open:
+            end = (worker, name, job.epoch + step, "done", 0)
+            assert self.say_finished(*end) in {"stale", "duplicate"}
+
+    # Time
+
+    @rule(slot=st.sampled_from(["", *SLOTS]))
+    def someone_reaps(self, slot: str) -> None:
+        self.reap(slot and self.api(slot))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def a_worker_is_known_to_be_dead(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        del self.workers[worker]
+        self.reap(dead=worker)
+
+    @rule(
+        steps=st.integers(1, 6),
+        silent=st.sets(st.sampled_from([*SLOTS, "w1", "w2", "w3", "w4"]), max_size=3),
+    )
+    def time_passes(self, steps: int, silent: set[str]) -> None:
+        for _ in range(steps):
+            self.tick(3 * US)
+            for worker in sorted(set(self.workers) - silent):
+                self.beat(worker)
+            for slot in sorted(set(SLOTS) - silent):
+                self.reap(self.api(slot))
+            self.reap()
+
+    @rule(seconds=st.sampled_from([1, 8, 16, 70]))
+    def nobody_reaches_redis(self, seconds: int) -> None:
+        self.tick(seconds * US)
+
+    # A Redis that comes back without its last second
+
+    @rule()
+    def redis_syncs_its_file(self) -> None:
+        self.finishes = []
+        self.saved = (self.remote.dump(), deepcopy(self.model), dict(self.final), dict(self.epochs))
+
+    @precondition(lambda self: self.saved)
+    @rule(after=st.sampled_from([1, 10]))
+    def redis_is_killed_and_comes_back(self, after: int) -> None:
+        assert self.saved is not None
+        lost = self.model
+        snapshot, self.model, self.final, self.epochs = self.saved
+        self.saved = None
+        self.model.published = []
+        self.remote.restore(snapshot)
+        self.model.now = lost.now + after * US
+        for end in self.finishes:
+            assert self.say_finished(*end) in {"accepted", "duplicate", "stale"}
+        for job in lost.jobs.values():
+            if job.order and job.open and job.api in {self.api(slot) for slot in SLOTS}:
+                verdict = self.submit(job.order, job.api, new_api=True, known=True)
+                assert verdict in {"new", "exists"}
+
+    # What must hold after every step
+
+    @invariant()
+    def the_server_is_as_the_model_says(self) -> None:
+        published, self.model.published = self.model.published, []
+        assert sorted(self.remote.heard()) == sorted(published)
+        seen = server_view(self.remote, self.model)
+        assert seen == model_view(self.model)
+        assert not (seen["queue"] and seen["free"])
+        for name, job in seen["jobs"].items():
+            assert self.final.get(name, job["state"]) == job["state"]  # an end is an end
+            if job["state"] in FINAL:
+                self.final[name] = job["state"]
+            if job["epoch"] != self.epochs.get(name, 0):
+                assert job["epoch"] > self.highest.get(name, 0)
+                self.epochs[name] = self.highest[name] = job["epoch"]
+
+    def teardown(self) -> None:
+        """Let everybody go, and time pass: every job ends, and nothing stays for ever."""
+        for _ in range(40):
+            if not self.in_state("queued", "running", "orphaned"):
+                break
+            self.tick(5 * US)
+            self.reap()
+        for _ in range(5):
+            self.tick(5 * US)
+            self.reap()
+        self.the_server_is_as_the_model_says()
+        assert not self.in_state("queued", "running", "orphaned")
+        assert self.remote.lasting() == set()

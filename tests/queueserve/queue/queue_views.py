@@ -1,0 +1,117 @@
+"""A pool as data: what the server has, and what the model says that it must have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from queue_model import Model
+from queue_records import Order
+from queue_remote import Remote
+
+_CLASS = 2**48
+_FIELDS = ("state", "epoch", "worker", "attempts", "api", "cancel", "detached")
+
+
+def _scores(pairs: list[Any]) -> dict[str, int]:
+    names, scores = pairs[::2], pairs[1::2]
+    return {name.decode(): int(float(score)) for name, score in zip(names, scores, strict=True)}
+
+
+def _hash(found: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def server_view(remote: Remote, model: Model) -> dict[str, Any]:
+    """What is in Redis; the model only says which names to look for."""
+    keys = remote.keys
+    workers, jobs, apis = sorted(model.workers), sorted(model.jobs), sorted(model.by_api)
+    sets = (keys.queue, keys.alive, keys.apis, keys.due)
+    answers = iter(
+        remote.read(
+            *(("ZRANGE", name, 0, -1, "WITHSCORES") for name in sets),
+            ("ZRANGE", keys.free, 0, -1),
+            *(("HGETALL", name) for name in (keys.waiting, keys.state)),
+            *(("HGETALL", keys.lease(worker)) for worker in workers),
+            *(("HMGET", keys.worker(worker), "running", "state") for worker in workers),
+            *(("SMEMBERS", keys.by_api(api)) for api in apis),
+            *(("HMGET", keys.job(job), *_FIELDS) for job in jobs),
+        )
+    )
+    queue, alive, known_apis, due = (_scores(next(answers)) for _ in sets)
+    offered = [name.decode() for name in next(answers)]
+    waiting, state = _hash(next(answers)), _hash(next(answers))
+    leases = {worker: _hash(next(answers)) for worker in workers}
+    shown = {worker: next(answers) for worker in workers}
+    return {
+        "queue": list(queue.items()),
+        "alive": alive,
+        "apis": known_apis,
+        "due": due,
+        "free": [name for name in offered if _may_take(name, alive, shown, model.now)],
+        "waiting": {tenant: int(count) for tenant, count in waiting.items()},
+        "virtual": {int(k[2:]): int(v) for k, v in state.items() if k.startswith("V:")},
+        "epoch": int(state.get("epoch", 0)),
+        "leases": leases,
+        "running": {worker: int(row[0]) for worker, row in shown.items() if row[0] is not None},
+        "by_api": {api: {job.decode() for job in next(answers)} for api in apis},
+        "jobs": {job: _job(next(answers)) for job in jobs},
+    }
+
+
+def _may_take(name: str, alive: dict[str, int], shown: dict[str, Any], now: int) -> bool:
+    # The others are passed over, and taken out of the set, when their turn comes.
+    return alive.get(name, 0) > now and shown[name][0] is not None
+
+
+def _job(row: list[Any]) -> dict[str, Any]:
+    state, epoch, worker, attempts, api, cancel, detached = row
+    return {
+        "state": state and state.decode(),
+        "epoch": int(epoch or 0),
+        "worker": (worker or b"").decode(),
+        "attempts": int(attempts or 0),
+        "api": (api or b"").decode(),
+        "cancel": cancel and cancel.decode(),
+        "detached": detached and int(detached),
+    }
+
+
+def model_view(model: Model) -> dict[str, Any]:
+    """The same, worked out from the model's jobs."""
+    waiting: dict[str, int] = {}
+    for job in model.queue():
+        tenant = _order(model, job).tenant
+        waiting[tenant] = waiting.get(tenant, 0) + 1
+    leases = {
+        worker: {
+            job: f"{model.jobs[job].epoch}" + (" cancel" if model.jobs[job].cancel else "")
+            for job in model.leases(worker)
+        }
+        for worker in model.workers
+    }
+    registered = [name for name, worker in model.workers.items() if worker.registered]
+    return {
+        "queue": [
+            (job, _order(model, job).klass * _CLASS + model.jobs[job].tag) for job in model.queue()
+        ],
+        "alive": {name: worker.expiry for name, worker in model.workers.items()},
+        "apis": model.apis,
+        "due": {name: job.due for name, job in model.jobs.items() if job.open},
+        "free": model.free(),
+        "waiting": waiting,
+        "virtual": model.virtual,
+        "epoch": model.epoch,
+        "leases": leases,
+        "running": {worker: len(leases[worker]) for worker in registered},
+        "by_api": model.by_api,
+        "jobs": {
+            name: {field: getattr(job, field) for field in _FIELDS}
+            for name, job in model.jobs.items()
+        },
+    }
+
+
+def _order(model: Model, job: str) -> Order:
+    order = model.jobs[job].order
+    assert order is not None
+    return order

@@ -1,0 +1,75 @@
+"""The directory: which models are known, and which have a worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from queueserve.errors import ModelNotFoundError
+from queueserve.protocol import ModelCard, encode
+from queueserve.queue.directory import KNOWN_FOR, Directory, announce, known_cards
+
+CARD = ModelCard(name="m", pool="m", context_length=100, engine="fake")
+
+
+@pytest.fixture
+def directory(redis, keys):
+    return Directory(redis, keys)
+
+
+async def announced_long_ago(redis, keys, card, seconds):
+    seen = int(time.time()) - seconds
+    await redis.hset(keys.models, card.name, encode(replace(card, seen=seen)))
+
+
+async def test_an_announced_model_is_found_by_every_name(redis, keys, directory):
+    await announce(redis, keys, [CARD, replace(CARD, name="alias")])
+    assert (await directory.find("alias")).pool == "m"
+    assert (await directory.find("m")).context_length == 100
+    assert directory.pools() == {"m"}
+
+
+async def test_an_unknown_model_is_named_with_those_that_are_known(redis, keys, directory):
+    with pytest.raises(ModelNotFoundError, match="'x' does not exist.*: none"):
+        await directory.find("x")
+    await announce(redis, keys, [CARD])
+    with pytest.raises(ModelNotFoundError, match="'x' does not exist.*: m"):
+        await directory.find("x")
+
+
+async def test_a_model_that_has_just_been_announced_is_found_at_once(redis, keys, directory):
+    await announce(redis, keys, [CARD])
+    await directory.find("m")
+    await announce(redis, keys, [replace(CARD, name="new")])
+    assert (await directory.find("new")).name == "new"
+
+
+async def test_only_models_with_a_worker_are_listed(redis, keys, directory, pool):
+    await announce(redis, keys, [CARD, replace(CARD, name="a"), replace(CARD, name="b", pool="b")])
+    assert await directory.list() == []
+    await pool.register("w")
+    assert [card.name for card in await directory.list()] == ["a", "m"]
+    await pool.drain("w", leave=True)
+    assert await directory.list() == []
+    assert (await directory.find("m")).name == "m"  # a request for it waits for the next worker
+
+
+async def test_a_model_is_forgotten_some_time_after_its_last_worker(redis, keys, directory):
+    await announced_long_ago(redis, keys, CARD, KNOWN_FOR - 60)
+    assert (await directory.find("m")).name == "m"
+    await announced_long_ago(redis, keys, CARD, KNOWN_FOR + 60)
+    assert await known_cards(redis, keys) == []
+
+
+async def test_an_entry_that_is_not_ours_is_skipped(redis, keys, directory, caplog):
+    await announce(redis, keys, [CARD])
+    await redis.hset(keys.models, "broken", b"{")
+    assert (await directory.find("m")).name == "m"
+    assert "skipped an entry" in caplog.text
+
+
+async def test_the_models_are_no_leak(redis, keys):
+    await announce(redis, keys, [CARD])
+    assert await redis.ttl(keys.models) > KNOWN_FOR
