@@ -11,12 +11,14 @@ import click
 import httpx
 import orjson
 
+from queueserve.errors import QueueServeError
+
 Message = dict[str, str]
 
 _PATIENCE = httpx.Timeout(10.0, read=None)  # a queued request is silent for as long as it waits
 
 
-class ChatError(Exception):
+class ChatError(QueueServeError):
     """The server is away, or has answered with an error; the message is for a person."""
 
 
@@ -26,6 +28,8 @@ class Chat:
 
     client: httpx.Client
     model: str
+    temperature: float
+    max_tokens: int
     messages: list[Message] = field(default_factory=list)
 
     def ask(self, text: str) -> Generator[str]:
@@ -34,6 +38,8 @@ class Chat:
         request = {
             "model": self.model,
             "messages": [*self.messages, question],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
             "stream": True,
         }
         answer = ""
@@ -51,46 +57,42 @@ class Chat:
 
 
 @contextmanager
-def open_chat(url: str, model: str | None) -> Iterator[Chat]:
+def open_chat(
+    url: str, model: str | None, *, temperature: float, max_tokens: int
+) -> Iterator[Chat]:
     """Connect to the server at `url`. Raises ChatError."""
     with httpx.Client(base_url=url, timeout=_PATIENCE) as client:
-        yield Chat(client, model or _first_model(client))
+        yield Chat(client, model or _first_model(client), temperature, max_tokens)
 
 
-def say(url: str, model: str | None, text: str) -> None:
+def say(chat: Chat, text: str) -> None:
     """Send one message and print the answer as it comes. Raises ChatError."""
-    with open_chat(url, model) as chat:
-        _print_answer(chat, text)
-
-
-def converse(url: str, model: str | None) -> None:
-    """Ask and answer until the end of input. Ctrl-C ends an answer, not the conversation."""
-    with open_chat(url, model) as chat:
-        click.echo(f"Talking to {chat.model} at {url}. Ctrl-D ends it.", err=True)
-        while True:
-            try:
-                text = input("> ")
-            except (EOFError, KeyboardInterrupt):
-                click.echo(err=True)
-                return
-            if text.strip():
-                _answer_or_explain(chat, text)
-
-
-def _answer_or_explain(chat: Chat, text: str) -> None:
-    try:
-        _print_answer(chat, text)
-    except KeyboardInterrupt:
-        click.echo()  # closing the connection has freed the worker's slot
-    except ChatError as error:
-        click.echo(f"{error}", err=True)
-
-
-def _print_answer(chat: Chat, text: str) -> None:
     with closing(chat.ask(text)) as answer:
         for piece in answer:
             click.echo(piece, nl=False)
     click.echo()
+
+
+def converse(chat: Chat) -> None:
+    """Ask and answer until the end of input. Ctrl-C ends an answer, not the conversation."""
+    click.echo(f"Talking to {chat.model} at {chat.client.base_url}. Ctrl-D ends it.", err=True)
+    while True:
+        try:
+            text = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo(err=True)
+            return
+        if text.strip():
+            _answer_or_explain(chat, text)
+
+
+def _answer_or_explain(chat: Chat, text: str) -> None:
+    try:
+        say(chat, text)
+    except KeyboardInterrupt:
+        click.echo()  # closing the connection has freed the worker's slot
+    except ChatError as error:
+        click.echo(f"{error}", err=True)
 
 
 def _first_model(client: httpx.Client) -> str:

@@ -70,20 +70,32 @@ class Child:
 
     async def _run_once(self) -> int:
         self._idle.clear()
-        # A session of its own: Ctrl-C in the terminal is for the parent, which asks it to stop.
-        process = await asyncio.create_subprocess_exec(
-            *self._command, env=self._env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-        )
-        self._process = process
-        log.debug("%s runs", self.name, extra={"pid": process.pid})
-        with Tether(process.pid):
-            if self._stopping.is_set():  # asked for while the process was being made
-                self._signal(signal.SIGTERM)
-            status = await process.wait()
-        self._process = None
-        await self._ended(process.pid)
-        self._idle.set()
-        return status
+        try:
+            # A session of its own: Ctrl-C in the terminal is for the parent, which asks it to stop.
+            self._process = process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._env,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            log.debug("%s runs", self.name, extra={"pid": process.pid})
+            with Tether(process.pid):
+                status = await self._status_of(process)
+            self._process = None
+            await self._ended(process.pid)
+            return status
+        finally:
+            self._process = None
+            self._idle.set()
+
+    async def _status_of(self, process: asyncio.subprocess.Process) -> int:
+        if self._stopping.is_set():  # asked for while the process was being made
+            self._signal(signal.SIGTERM)
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            self._signal(signal.SIGKILL)  # nobody would end it later
+            raise
 
     async def stop(self, *, hurry: asyncio.Event, grace: float) -> None:
         """Ask the process to end, kill it after `grace` seconds or when `hurry` is set; wait."""

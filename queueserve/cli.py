@@ -9,67 +9,89 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from queueserve import __version__
 from queueserve.errors import QueueServeError
-
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-_SECONDS = click.FloatRange(min=0, min_open=True)
-_SIZE = click.IntRange(min=1)
-_FILE = click.Path(exists=True, dir_okay=False)
-
-
-def _option(name: str, *more: str, envvar: str | None = None, **settings: Any) -> _Decorator:
-    """`click.option` with its environment variable, shown by `--help`, before `envvar`."""
-    own = "QUEUESERVE_" + name.removeprefix("--").replace("-", "_").upper()
-    names = [own, envvar] if envvar else own
-    return click.option(name, *more, envvar=names, show_envvar=True, show_default=True, **settings)
-
-
-def _options(*together: _Decorator) -> _Decorator:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for each in reversed(together):
-            command = each(command)
-        return command
-
-    return decorate
-
-
-_redis_options = _options(
-    _option("--redis-url", envvar="REDIS_URL", help="Redis or Valkey: redis://host:6379/0."),
-    _option("--prefix", default="qs:", help="What all keys in Redis begin with."),
+from queueserve.options import (
+    COUNT,
+    SECONDS,
+    heartbeat_option,
+    log_options,
+    option,
+    options,
+    redis_options,
 )
-_address_options = _options(
-    _option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all."),
-    _option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on."),
+from queueserve.settings import ApiSettings
+
+if TYPE_CHECKING:
+    from queueserve.up import UpSettings
+
+_PORT = click.IntRange(0, 65535)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+_DEFAULT = ApiSettings()
+
+_address_options = options(
+    option("--host", default=_DEFAULT.host, help="Address to listen on; 0.0.0.0 for all."),
+    option("--port", type=_PORT, default=_DEFAULT.port, help="Port to listen on."),
 )
-_api_options = _options(
-    _option("--queue-timeout", type=_SECONDS, default=60.0, help="Seconds to wait for a slot."),
-    _option("--request-timeout", type=_SECONDS, default=600.0, help="Seconds until the end."),
-    _option("--max-queue", type=_SIZE, default=10_000, help="Requests that wait, per model."),
-    _option("--ssl-keyfile", type=_FILE, help="TLS: the private key."),
-    _option("--ssl-certfile", type=_FILE, help="TLS: the certificate."),
-)
-_heartbeat_option = _option(
-    "--heartbeat-timeout",
-    type=_SECONDS,
-    default=15.0,
-    help="Seconds without a sign of life after which a process is dead. The same everywhere.",
-)
-_log_options = _options(
-    _option(
-        "--log-level",
-        type=click.Choice(["debug", "info", "warning", "error"]),
-        default="warning",
-        help="What is logged, to stderr.",
+_request_options = options(
+    option(
+        "--queue-timeout",
+        type=SECONDS,
+        default=_DEFAULT.queue_timeout,
+        help="Seconds that a request waits for a free slot.",
     ),
-    _option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+    option(
+        "--request-timeout",
+        type=SECONDS,
+        default=_DEFAULT.request_timeout,
+        help="Seconds until a request must have ended.",
+    ),
+    option(
+        "--max-queue",
+        type=COUNT,
+        default=_DEFAULT.max_queue,
+        help="Requests that may wait, for each model.",
+    ),
+    option(
+        "--max-queue-per-tenant",
+        type=COUNT,
+        default=_DEFAULT.max_queue_per_tenant,
+        help="Requests of one tenant that may wait, for each model.",
+    ),
+    option(
+        "--max-body-bytes",
+        type=COUNT,
+        default=_DEFAULT.max_body_bytes,
+        help="Size of the largest request.",
+    ),
+    option(
+        "--keep-alive",
+        type=SECONDS,
+        default=_DEFAULT.keep_alive,
+        help="Seconds of silence after which a stream gets a comment.",
+    ),
+    option(
+        "--idempotency-secret",
+        default=_DEFAULT.idempotency_secret,
+        help="Turns an Idempotency-Key into a job id; the same on all API servers.",
+    ),
+)
+_tls_options = options(
+    option("--ssl-keyfile", type=_FILE, help="TLS: the private key."),
+    option("--ssl-keyfile-password", help="TLS: the key's password."),
+    option("--ssl-certfile", type=_FILE, help="TLS: the certificate, with its chain."),
+)
+_grace_option = option(
+    "--grace",
+    type=SECONDS,
+    default=_DEFAULT.shutdown_grace,
+    help="Seconds for running requests, once it was told to stop.",
 )
 
 
@@ -91,15 +113,148 @@ def main() -> None:
 
 @main.command()
 @_address_options
-@_redis_options
-@_api_options
-@_heartbeat_option
-@_log_options
-def serve(log_level: str, log_format: Any, **settings: Any) -> None:
-    """Run an API server. Any number may share a Redis."""
+@redis_options
+@_request_options
+@_tls_options
+@option("--ssl-ca-certs", type=_FILE, help="TLS: who must have signed a client's certificate.")
+@heartbeat_option
+@_grace_option
+@log_options
+def serve(
+    redis_url: str | None, prefix: str, grace: float, log_level: str, log_format: Any, **rest: Any
+) -> None:
+    """Run an API server. Any number of them may share a Redis."""
     from queueserve import logs
     from queueserve.api.server import run
-    from queueserve.settings import ApiSettings
 
     logs.configure(log_level, log_format)
-    run(ApiSettings(**settings))
+    redis_url = redis_url or _DEFAULT.redis_url
+    try:
+        settings = ApiSettings(redis_url=redis_url, key_prefix=prefix, shutdown_grace=grace, **rest)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run(settings)
+
+
+@main.command()
+@_address_options
+@redis_options
+@option("--redis-port", type=_PORT, help="Port of the embedded Redis.")
+@option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where data is kept.")
+@option("--engine", default="auto", help="What runs the model: see queueserve-worker --help.")
+@option("--model-path", multiple=True, help="A file, a directory or a hub id.  [default: smollm2]")
+@option("--model-names", help="Names to serve the model under, with commas between.")
+@option("--workers", type=COUNT, default=1, help="Workers, each a process with the model.")
+@_request_options
+@_tls_options
+@heartbeat_option
+@_grace_option
+@log_options
+@click.argument("worker_options", nargs=-1, type=click.UNPROCESSED)
+def up(**given: Any) -> None:
+    """Run everything: an embedded Redis (unless --redis-url is given), an API server and workers.
+
+    Options after -- go to the workers, as in: queueserve up -- --limit-worker-concurrency 4
+    """
+    from queueserve import logs
+    from queueserve.child import CONFIGURATION_ERROR, ChildConfigurationError
+    from queueserve.up import Supervisor
+
+    logs.configure(given["log_level"], given["log_format"])
+    try:
+        asyncio.run(Supervisor(_up_settings(given)).run())
+    except ChildConfigurationError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(CONFIGURATION_ERROR)
+
+
+@main.command()
+@redis_options
+@option("--json", "as_json", is_flag=True, help="For programs.")
+def status(redis_url: str | None, prefix: str, *, as_json: bool) -> None:
+    """Show models, queues and workers, as Redis has them."""
+    from queueserve.status import read, render_json, render_table
+
+    seen = asyncio.run(read(redis_url or _DEFAULT.redis_url, prefix))
+    click.echo(render_json(seen) if as_json else render_table(seen))
+
+
+@main.command()
+@option("--url", default=f"http://{_DEFAULT.host}:{_DEFAULT.port}", help="The API server.")
+@option("--model", help="The model's name.  [default: the first one]")
+@option("--message", help="Ask this alone and print the answer.")
+@option("--temperature", type=click.FloatRange(0, 2), default=0.7, help="0 is always the same.")
+@option("--max-tokens", type=COUNT, default=512, help="The longest answer.")
+def chat(message: str | None, url: str, model: str | None, **sampling: Any) -> None:
+    """Talk to a model."""
+    from queueserve.chat import converse, open_chat, say
+
+    with open_chat(url, model, **sampling) as talk:
+        if message is None:
+            converse(talk)
+        else:
+            say(talk, message)
+
+
+def _up_settings(given: dict[str, Any]) -> UpSettings:
+    from queueserve.up import UpSettings
+
+    data_dir = given["data_dir"] or _default_data_dir()
+    models = given["model_path"] or (() if given["engine"] == "fake" else ("smollm2",))
+    values = {**given, "data_dir": data_dir, "model_path": models}
+    return UpSettings(
+        host=given["host"],
+        port=given["port"],
+        data_dir=data_dir,
+        redis_url=given["redis_url"],
+        redis_port=given["redis_port"],
+        prefix=given["prefix"],
+        heartbeat_timeout=given["heartbeat_timeout"],
+        grace=given["grace"],
+        workers=given["workers"],
+        model=", ".join(models) or "the fake engine",
+        tls=given["ssl_certfile"] is not None,
+        api_arguments=_arguments(values, *_FOR_BOTH, *_FOR_THE_API),
+        worker_arguments=(
+            *_arguments(values, *_FOR_BOTH, *_FOR_WORKERS),
+            *given["worker_options"],
+        ),
+        secrets={
+            f"QUEUESERVE_{name.upper()}": given[name] for name in _SECRET if given[name] is not None
+        },
+    )
+
+
+_FOR_BOTH = ("prefix", "heartbeat_timeout", "grace", "log_level", "log_format")
+_FOR_THE_API = (
+    "queue_timeout",
+    "request_timeout",
+    "max_queue",
+    "max_queue_per_tenant",
+    "max_body_bytes",
+    "keep_alive",
+    "ssl_keyfile",
+    "ssl_certfile",
+)
+_FOR_WORKERS = ("engine", "model_path", "model_names", "data_dir")
+_SECRET = ("ssl_keyfile_password", "idempotency_secret")
+
+
+def _arguments(values: dict[str, Any], *names: str) -> tuple[str, ...]:
+    """The command line that gives another command the same values."""
+    line: list[str] = []
+    for name in names:
+        value = values[name]
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None:
+                line += ["--" + name.replace("_", "-"), str(each)]
+    return tuple(line)
+
+
+def _default_data_dir() -> Path:
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "queueserve"
+
+
+if __name__ == "__main__":
+    main()

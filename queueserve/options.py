@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,23 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-SECONDS = click.FloatRange(min=0, min_open=True)
+
+class _Seconds(click.ParamType[float]):
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            self.fail(f"{value!r} is not a positive number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds()
 COUNT = click.IntRange(min=1)
 
 

@@ -87,6 +87,7 @@ class Job:
     queue_timeout: float = 60.0  # seconds until it must have been dispatched
     timeout: float = 600.0  # seconds until it must have ended
     grace: float = 0.0  # seconds it outlives its reader; for jobs that a retry may attach to
+    request: str = ""  # digest of the body, if a retry may attach: it holds n, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class UpSettings:
     tls: bool
     api_arguments: tuple[str, ...]
     worker_arguments: tuple[str, ...]
+    secrets: Mapping[str, str]  # environment variables of the processes
 
 
 class UpError(QueueServeError):
@@ -151,8 +152,8 @@ class Supervisor:
         settings = self._settings
         self._redis = open_redis(redis_url)
         address = Address("https" if settings.tls else "http", settings.host, port, redis_url)
-        # By environment: a URL may hold a password, and everybody can read a command line.
-        env = {**os.environ, "QUEUESERVE_REDIS_URL": redis_url}
+        # Everybody can read a command line, and a URL may hold a password.
+        env = {**os.environ, **settings.secrets, "QUEUESERVE_REDIS_URL": redis_url}
         click.echo(f"API      starting on {address.url}")
         where = ("--host", settings.host, "--port", str(port))
         command = _python("queueserve.cli", "serve", *where, *settings.api_arguments)

@@ -13,7 +13,7 @@ import orjson
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
 _DEFAULT_URL = "http://127.0.0.1:8000"
-_QUESTION = "What is the capital of France?"
+_QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,12 @@ def welcome(address: Address, model: str) -> str:
 
 
 def _curl(address: Address, model: str) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": _QUESTION}]}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": _QUESTION}],
+        "temperature": 0,  # a small model needs it to make sense, and a bound to come to an end
+        "max_tokens": 64,
+    }
     return (
         f"curl {address.url}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d {shlex.quote(orjson.dumps(body).decode())}"
@@ -53,9 +58,9 @@ def _curl(address: Address, model: str) -> str:
 
 
 def _chat(address: Address) -> str:
-    command = "queueserve"
-    if shutil.which(command) is None:  # its virtual environment is not activated
-        path = Path(sys.executable).with_name(command)
+    command = shutil.which("queueserve") and "queueserve"
+    if command is None:  # its virtual environment is not activated
+        path = Path(sys.executable).with_name("queueserve")
         inside = path.is_relative_to(Path.cwd())
         command = str(path.relative_to(Path.cwd()) if inside else path)
     where = "" if address.url == _DEFAULT_URL else f" --url {address.url}"

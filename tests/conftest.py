@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real server, empty for each test, and a clock that only tests can set."""
+"""Fixtures for all tests: a real server, empty for each, and a clock that only tests can set."""
 
 from __future__ import annotations
 

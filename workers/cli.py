@@ -83,10 +83,13 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
         workers = _workers(**settings)
     except QueueServeError as error:
         _give_up(error)
+    failure: BaseException | None = None
     try:
         asyncio.run(_serve(workers))
     except* QueueServeError as errors:
-        _give_up(errors.exceptions[0])
+        failure = errors.exceptions[0]
+    if failure is not None:  # not inside the block: a SystemExit would become part of a group
+        _give_up(failure)
 
 
 def _give_up(error: BaseException) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+_ASK_AGAIN = 0.1  # seconds
+
 
 class Tasks:
     """The tasks of one object; an exception in one is logged, and `aclose` ends them all."""
@@ -34,8 +36,12 @@ class Tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout)
 
     async def aclose(self) -> None:
-        """Cancel what still runs, and wait until it has ended."""
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel what still runs, and wait until it has ended.
+
+        A task may swallow a cancel: redis-py reads under a zero timeout, which takes one that comes
+        at that moment for its own. So it is asked again.
+        """
+        while tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_ASK_AGAIN)

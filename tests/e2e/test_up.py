@@ -283,10 +283,21 @@ def test_a_redis_of_ones_own_is_used_and_left_running(start, redis_server, redis
     assert not (tmp_path / "redis").exists()
 
 
-def test_a_configuration_that_cannot_work_ends_it_with_the_reason(start):
-    up = start("--engine", "nonsense", "--port", "0", "--redis-port", "0", ready=False)
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--engine", "nonsense"], "no engine 'nonsense'"),
+        (["--model-path", "{dir}/missing.gguf"], "there is no file or directory"),
+        (["--model-path", "{dir}/broken.gguf"], "broken.gguf"),
+    ],
+)
+def test_a_configuration_that_cannot_work_ends_it_with_the_reason(start, tmp_path, options, reason):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF, but no model")
+    options = [option.format(dir=tmp_path) for option in options]
+    up = start(*options, "--port", "0", "--redis-port", "0", ready=False)
     assert up.end() == 78
-    assert "no engine 'nonsense'" in up.said
+    assert reason in up.said
+    assert "Traceback" not in up.said
     assert "worker 1 cannot run with this configuration" in up.said
 
 

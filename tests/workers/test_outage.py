@@ -87,6 +87,16 @@ async def test_without_redis_a_request_fails_within_the_bound_and_later_ones_wor
     assert len((await read(stream))[1]) == 40
 
 
+async def to_the_end(stream) -> None:
+    async with asyncio.timeout(15):
+        async for _ in stream:
+            pass
+
+
+async def ready(plane) -> int:
+    return int(plane.owner.ready)
+
+
 async def test_a_redis_that_hangs_longer_than_the_lease_ends_streams_and_heals(house, read, server):
     await house.worker(FakeEngine(tick=0.01))
     plane = await house.plane()
@@ -96,15 +106,11 @@ async def test_a_redis_that_hangs_longer_than_the_lease_ends_streams_and_heals(h
     os.kill(server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(ServerExpiredError):
-            async with asyncio.timeout(15):
-                async for _ in stream:
-                    pass
+            await to_the_end(stream)
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert plane.owner.api != before
-    async with asyncio.timeout(15):
-        while not plane.owner.ready:
-            await asyncio.sleep(0.05)
+    await house.until(lambda: ready(plane), equal=1)
     assert len((await read(await plane.owner.open(house.job())))[1]) == 40
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
 

@@ -1,4 +1,4 @@
-"""A worker and an API server's control plane on a real Redis: the life of a job, and what disturbs it."""
+"""A worker and an API server on a real Redis: the life of a job, and what disturbs it."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def lose_one(worker):
 
 
 async def test_a_worker_that_leaves_gives_its_jobs_to_another(house, read):
-    first, stop = await house.worker(grace=0.0)
+    _, stop = await house.worker(grace=0.0)
     plane = await house.plane()
     undisturbed = await read(await plane.owner.open(house.job()))
     stream = await plane.owner.open(house.job())

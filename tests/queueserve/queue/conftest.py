@@ -1,4 +1,4 @@
-"""Fixtures for the queue: every test runs on Valkey, and on the redis-server of PATH if there is one.
+"""Fixtures for the queue: all tests run on Valkey, and on the redis-server of PATH if there is one.
 
 QUEUESERVE_TEST_REDIS names a redis-server that must be there; CI sets it.
 """

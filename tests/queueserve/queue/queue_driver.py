@@ -37,6 +37,13 @@ class Ear:
             if kind == b"message":
                 messages.append(rest[1])
 
+    async def next_events(self) -> list[list[Any]]:
+        """The events of the next message, however late it is."""
+        while True:
+            kind, *rest = await self._pubsub.parse_response()
+            if kind == b"message":
+                return orjson.loads(rest[1])
+
     async def events(self) -> list[list[Any]]:
         """The events in `heard`."""
         return [event for message in await self.heard() for event in orjson.loads(message)]
@@ -97,7 +104,12 @@ class PoolDriver:
         return await self.producer.submit(job, api, new_api=new_api, resume=resume, known=known)
 
     async def resume(
-        self, name: str, epoch: int, api: str = "a", at: Continuation | None = None, wait: float = 60
+        self,
+        name: str,
+        epoch: int,
+        api: str = "a",
+        at: Continuation | None = None,
+        wait: float = 60,
     ) -> bool:
         job = self.job(name, queue_timeout=wait)
         return await self.producer.resume(job, api, epoch, at)

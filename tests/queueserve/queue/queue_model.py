@@ -1,7 +1,7 @@
 """What the queue must do, in plain Python.
 
-Nothing is kept that can be worked out: who is free, what waits and what a worker holds are looked up
-in the jobs themselves, so nothing in here can get out of step. Times are µs.
+Nothing is kept that can be worked out: who is free, what waits and what a worker holds are looked
+up in the jobs themselves, so nothing in here can get out of step. Times are µs.
 """
 
 from __future__ import annotations
@@ -225,7 +225,9 @@ class Model:
         self.dispatch()
         if worker is None:
             return ("gone", 0, {})
-        leases = {i: (self.jobs[i].epoch, self.jobs[i].cancel is not None) for i in self.leases(name)}
+        leases = {
+            i: (self.jobs[i].epoch, self.jobs[i].cancel is not None) for i in self.leases(name)
+        }
         return ("ok" if worker.registered else "register", self.epoch, leases)
 
     def finish(self, worker: str, job_id: str, epoch: int, outcome: str, cost: int) -> str:

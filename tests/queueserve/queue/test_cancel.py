@@ -1,4 +1,4 @@
-"""cancel: wherever the job is; sticky, so that a lost message is no lost cancel; and grace times."""
+"""cancel: wherever the job is; sticky, so that no lost message is a lost cancel; grace times."""
 
 from __future__ import annotations
 

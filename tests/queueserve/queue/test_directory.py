@@ -32,10 +32,10 @@ async def test_an_announced_model_is_found_by_every_name(redis, keys, directory)
 
 
 async def test_an_unknown_model_is_named_with_those_that_are_known(redis, keys, directory):
-    with pytest.raises(ModelNotFoundError, match="'x' does not exist.*: none"):
+    with pytest.raises(ModelNotFoundError, match=r"'x' does not exist.*: none"):
         await directory.find("x")
     await announce(redis, keys, [CARD])
-    with pytest.raises(ModelNotFoundError, match="'x' does not exist.*: m"):
+    with pytest.raises(ModelNotFoundError, match=r"'x' does not exist.*: m"):
         await directory.find("x")
 
 

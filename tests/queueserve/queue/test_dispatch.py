@@ -1,4 +1,4 @@
-"""The shortest queue: the next job goes to the lowest (running + 1) / (slots × speed)."""
+"""The shortest queue: the next job goes to the lowest (running + 1) / (slots * speed)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_equal_loads_take_turns_whoever_finishes_first(pool):
 
 @pytest.mark.parametrize("speed", [0.1, 0.3, 0.7, 0.9])
 async def test_loads_that_differ_by_rounding_only_are_equal(pool, speed):
-    # In floating point, 3 / (3 × 0.1) is a little below 1 / (1 × 0.1).
+    # In floating point, 3 / (3 * 0.1) is a little below 1 / (1 * 0.1).
     await pool.register("wide", slots=3, speed=speed)
     await load(pool, "wide", 2)
     await pool.register("narrow", slots=1, speed=speed)

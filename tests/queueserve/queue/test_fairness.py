@@ -133,7 +133,7 @@ async def test_a_tenant_that_was_idle_has_saved_nothing_up(pool):
     await pool.submit("first", tenant="idle", cost=100)
     for n in range(20):
         await pool.submit(f"busy{n}", tenant="busy", cost=100)
-    for n in range(10):
+    for _ in range(10):
         await pool.finish("w", (await pool.leases("w")).pop())
     for n in range(3):
         await pool.submit(f"idle{n}", tenant="idle", cost=100)

@@ -1,4 +1,4 @@
-"""A Redis at its memory limit takes nothing new, and can be emptied; and no key is left for ever."""
+"""A Redis at its memory limit takes nothing new, and can be emptied; no key is left for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from queueserve.queue.producer import Limits
 
 @pytest.fixture
 async def full(pool):
-    """A pool with two workers and jobs in every state; `full()` lets its Redis have no more memory."""
+    """A pool of three workers that has jobs; `full()` lets its Redis have no more memory."""
     await pool.register("w1", "w2", "w3")
     for name in ("j1", "j2", "j3", "j4"):
         await pool.submit(name)
@@ -84,7 +84,9 @@ async def leave_traces(pool):
     await pool.register("w1", "w2", "w3", slots=2)
     for n in range(12):
         api = "ab"[n % 2]
-        await pool.submit(f"j{n}", api, tenant=f"t{n % 4}", priority=n, grace=30 if n % 3 == 0 else 0)
+        await pool.submit(
+            f"j{n}", api, tenant=f"t{n % 4}", priority=n, grace=30 if n % 3 == 0 else 0
+        )
     await pool.finish("w1", "j0", cost=10, result=b"{}")
     await pool.reap(dead="w2")
     await pool.resume("j1", await pool.epoch("j1"), "b")

@@ -23,6 +23,7 @@ _SETTINGS = settings(
     deadline=None,
     derandomize=not _THOROUGH,
     database=None,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -68,8 +69,8 @@ BUGS = {
     ),
     "a reaper that requeues a streaming job itself": (
         "redis.call('HSET', job, 'state', 'orphaned', 'epoch', epoch, 'worker', '', 'notified', 1)",
-        "redis.call('HSET', job, 'state', 'queued', 'epoch', epoch, 'worker', '')\n"
-        "redis.call('ZADD', key(root, 'queue'), redis.call('HGET', job, 'rank'), id)",
+        """redis.call('HSET', job, 'state', 'queued', 'epoch', epoch, 'worker', '')
+           redis.call('ZADD', key(root, 'queue'), redis.call('HGET', job, 'rank'), id)""",
     ),
     "dispatch that ignores alive": (
         "if expiry and tonumber(expiry) > time and redis.call('EXISTS'",

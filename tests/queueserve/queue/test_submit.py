@@ -1,4 +1,4 @@
-"""submit: acknowledged once, attached to later, bounded; and what becomes of a job nobody dispatches."""
+"""submit: acknowledged once, attached to later, bounded; and what nobody dispatches expires."""
 
 from __future__ import annotations
 

@@ -183,9 +183,10 @@ async def test_penalties_make_repetition_rarer():
 
 
 async def test_logprobs_are_consistent_with_the_tokens():
-    plain, outputs = await generate()
+    greedy = replace(LONG, temperature=0)
+    plain, outputs = await generate(greedy)
     assert all(output.logprobs is None for output in outputs)
-    tokens, outputs = await generate(replace(LONG, logprobs=5))
+    tokens, outputs = await generate(replace(greedy, logprobs=5))
     assert tokens == plain
     ones = [one for output in outputs for one in output.logprobs]
     assert len(ones) == 100
@@ -194,6 +195,9 @@ async def test_logprobs_are_consistent_with_the_tokens():
         assert [value for _, value in one.top] == sorted((v for _, v in one.top), reverse=True)
         assert len({other for other, _ in one.top}) == 5
         assert one.logprob < 0
+    drawn, others = await generate(replace(LONG, logprobs=5))
+    assert drawn != tokens
+    assert [one.top for (one,) in logprobs(others)] == [one.top for one in ones]
     _, outputs = await generate(replace(LONG, logprobs=0, logit_bias={65: 100.0}))
     assert outputs[0].logprobs[0].top == ()
     assert outputs[0].logprobs[0].logprob < ones[0].top[4][1]  # unlikely, though forced
@@ -298,6 +302,14 @@ async def test_a_long_prompt_takes_steps_before_its_first_token():
     ]
 
 
+async def test_a_step_that_moves_nothing_is_not_reported():
+    run = await Run(prefill=10).start()
+    run.add("a", Sampling(max_tokens=1), prompt=tuple(range(35)))
+    await run.end()
+    assert len(run.steps) == 1
+    assert run.engine.steps == 4
+
+
 async def test_cached_prompt_tokens_are_reported_once():
     run = await Run().start()
     prompt = tuple(range(40))
@@ -308,6 +320,16 @@ async def test_cached_prompt_tokens_are_reported_once():
         name: [output.cached_tokens for output in run.outputs(name)] for name in ("a", "b", "c")
     }
     assert reports == {"a": [0, None], "b": [32, None], "c": [16, None]}
+
+
+async def test_the_cache_forgets_its_oldest_prompts(monkeypatch):
+    monkeypatch.setattr("workers.engines.fake._CACHE_BLOCKS", 2)
+    run = await Run().start()
+    first, second = tuple(range(20)), tuple(range(100, 140))
+    for name, prompt in (("a", first), ("b", second), ("c", second), ("d", first)):
+        run.add(name, Sampling(max_tokens=1), prompt=prompt)
+        await run.end(name)
+    assert [run.outputs(name)[0].cached_tokens for name in "abcd"] == [0, 0, 32, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""The API server as an ASGI application. Its lifespan owns every resource."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeAlias, TypedDict
+
+from fastapi import APIRouter, FastAPI
+
+from queueserve import __version__
+from queueserve.api import errors
+from queueserve.api.headers import RequestHeaders
+from queueserve.api.limits import BodyLimit
+from queueserve.api.requests import Services
+from queueserve.api.routes import chat, completions, health, models
+from queueserve.queue.plane import ControlPlane, open_control_plane
+from queueserve.queue.producer import Limits
+from queueserve.settings import ApiSettings
+
+OpenControlPlane: TypeAlias = Callable[[ApiSettings], AbstractAsyncContextManager[ControlPlane]]
+
+
+class _State(TypedDict):
+    services: Services
+
+
+def control_plane(settings: ApiSettings) -> AbstractAsyncContextManager[ControlPlane]:
+    """Open the control plane that the settings name."""
+    return open_control_plane(
+        settings.redis_url,
+        prefix=settings.key_prefix,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        limits=Limits(
+            max_queue=settings.max_queue, max_queue_per_tenant=settings.max_queue_per_tenant
+        ),
+    )
+
+
+def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_plane) -> FastAPI:
+    """Return the application; nothing is opened before its lifespan begins."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[_State]:
+        async with open_plane(settings) as plane:
+            yield {"services": Services(settings, plane.owner, plane.directory)}
+
+    app = FastAPI(
+        title="QueueServe",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere; /openapi.json is there
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(_v1())
+    app.include_router(health.router)
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestHeaders)  # the last one added is the outermost
+    return app
+
+
+def _v1() -> APIRouter:
+    """Return everything under /v1: what must hold for all of it is said here, once."""
+    router = APIRouter(prefix="/v1")
+    for routes in (chat, completions, models):
+        router.include_router(routes.router)
+    return router

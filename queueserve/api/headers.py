@@ -1,0 +1,65 @@
+"""The headers that every answer carries, and the answer when all else fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from queueserve.api.errors import error_response
+
+log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's x-request-id if it can be shown and logged as it is, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+
+
+class RequestHeaders:
+    """Sets x-request-id and openai-processing-ms (until the answer begins).
+
+    It is the outermost layer: what no other has caught is logged here and becomes a 500, so that
+    this one, too, carries the headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                elapsed = int((time.perf_counter() - began) * 1000)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % elapsed),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise  # the server closes the connection: nothing true can be said any more
+            failure = error_response(500, "The server failed.", code="internal_error")
+            await failure(scope, receive, send_with_headers)

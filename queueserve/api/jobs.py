@@ -1,0 +1,187 @@
+"""A request becomes jobs, one for each sequence. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+from queueserve.api.limits import MAX_JOBS
+from queueserve.api.schemas.chat import ChatCompletionRequest, Message
+from queueserve.api.schemas.completions import CompletionRequest
+from queueserve.api.schemas.generation import GenerationRequest
+from queueserve.errors import InvalidRequestError
+from queueserve.protocol import DEFAULT_CLASS, Job, ModelCard, Sampling
+from queueserve.settings import ApiSettings
+
+DEFAULT_TENANT = "default"
+PRIORITIES: Mapping[str | None, int] = {"priority": 4, "flex": 12}
+"""service_tier → priority class; DEFAULT_CLASS for all others."""
+
+_COMPLETION_MAX_TOKENS = 16  # OpenAI's own default, for plain completions only
+_COST_OF_OUTPUT = 256  # tokens, where a request sets no bound
+_CHARS_PER_TOKEN = 4
+_GRACE = 30.0  # seconds in which a retry with the same Idempotency-Key finds the job still running
+_MAX_KEY_CHARS = 256
+_SEEDS = 2**63
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a request is called, and what is drawn for it; a retry of it has the same."""
+
+    reply_id: str  # the id that the client sees
+    job_id: str  # the jobs are called `<job_id>-<index>`
+    seed: int  # for requests that bring none
+    digest: str = ""  # of the body; with an Idempotency-Key only
+    grace: float = 0.0  # seconds
+
+    @classmethod
+    def fresh(cls, prefix: str) -> Self:
+        """Make a new one; ids begin with `prefix`."""
+        reply_id = f"{prefix}-{secrets.token_hex(16)}"
+        return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32))
+
+    @classmethod
+    def of_key(cls, prefix: str, *, key: str, tenant: str, body: bytes, secret: str) -> Self:
+        """Make the one that an Idempotency-Key of a tenant stands for.
+
+        Raises InvalidRequestError.
+        """
+        if not 0 < len(key) <= _MAX_KEY_CHARS:
+            raise InvalidRequestError(
+                f"An Idempotency-Key has 1 to {_MAX_KEY_CHARS} characters.", param="Idempotency-Key"
+            )
+        # Lengths first, so that no other tenant and key give the same text.
+        text = f"{len(tenant)}:{tenant}:{key}".encode()
+        name = hmac.digest(secret.encode(), text, "sha256")
+        return cls(
+            reply_id=f"{prefix}-{name[:16].hex()}",
+            job_id=f"idem-{name[:16].hex()}",
+            seed=int.from_bytes(name[16:20]),
+            digest=hashlib.blake2b(body, digest_size=16).hexdigest(),
+            grace=_GRACE,
+        )
+
+
+def tenant_of(request: GenerationRequest) -> str:
+    """Return whose turn a request takes in fair queueing: OpenAI's `user` field."""
+    return request.user or DEFAULT_TENANT
+
+
+def chat_jobs(
+    request: ChatCompletionRequest, identity: Identity, card: ModelCard, settings: ApiSettings
+) -> list[Job]:
+    """Return one job per choice. Raises InvalidRequestError."""
+    max_tokens = request.max_completion_tokens or request.max_tokens
+    chars = sum(message.chars for message in request.messages)
+    job = replace(
+        _job(request, identity, card, settings, max_tokens=max_tokens),
+        kind="chat",
+        messages=tuple(_message(message) for message in request.messages),
+        template_kwargs=request.chat_template_kwargs or {},
+        continue_final_message=bool(request.continue_final_message),
+        cost=_cost(chars // _CHARS_PER_TOKEN, max_tokens),
+    )
+    return _numbered([job], request.n or 1)
+
+
+def completion_jobs(
+    request: CompletionRequest, identity: Identity, card: ModelCard, settings: ApiSettings
+) -> list[Job]:
+    """Return one job per prompt and choice, the choices of a prompt side by side.
+
+    Raises InvalidRequestError.
+    """
+    max_tokens = request.max_tokens or _COMPLETION_MAX_TOKENS
+    job = _job(request, identity, card, settings, max_tokens=max_tokens)
+    prompts = request.prompts
+    if len(prompts) * (request.n or 1) > MAX_JOBS:
+        raise InvalidRequestError(
+            f"Prompts times n may be at most {MAX_JOBS}; send several requests.", param="n"
+        )
+    jobs = [
+        replace(job, prompt=prompt, cost=_cost(_tokens(prompt), max_tokens)) for prompt in prompts
+    ]
+    return _numbered(jobs, request.n or 1)
+
+
+def _job(
+    request: GenerationRequest,
+    identity: Identity,
+    card: ModelCard,
+    settings: ApiSettings,
+    *,
+    max_tokens: int | None,
+) -> Job:
+    return Job(
+        id=identity.job_id,
+        pool=card.pool,
+        model=request.model,
+        kind="completion",
+        sampling=_sampling(request, identity.seed, max_tokens),
+        tenant=tenant_of(request),
+        priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
+        queue_timeout=settings.queue_timeout,
+        timeout=settings.request_timeout,
+        grace=identity.grace,
+        request=identity.digest,
+    )
+
+
+def _sampling(request: GenerationRequest, seed: int, max_tokens: int | None) -> Sampling:
+    if request.min_tokens and max_tokens is not None and request.min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens is {request.min_tokens}, more than the {max_tokens} allowed.",
+            param="min_tokens",
+        )
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    greedy = request.top_p == 0  # only the most likely token is left
+    return Sampling(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        temperature=0.0 if greedy else _or(request.temperature, 1.0),
+        top_p=1.0 if greedy else _or(request.top_p, 1.0),
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        logit_bias={int(token): by for token, by in (request.logit_bias or {}).items()},
+        seed=_or(request.seed, seed),
+        stop=stop,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _or(value: _Number | None, default: _Number) -> _Number:
+    return default if value is None else value
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return message.model_dump(exclude_none=True)
+
+
+def _tokens(prompt: str | tuple[int, ...]) -> int:
+    return len(prompt) // _CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+
+
+def _cost(prompt_tokens: int, max_tokens: int | None) -> int:
+    return max(1, prompt_tokens + (max_tokens or _COST_OF_OUTPUT))
+
+
+def _numbered(jobs: Sequence[Job], choices: int) -> list[Job]:
+    """Return each job `choices` times, with its own id; choice i draws with seed + i."""
+    numbered: list[Job] = []
+    for job in jobs:
+        for choice in range(choices):
+            seed = (job.sampling.seed + choice) % _SEEDS
+            sampling = replace(job.sampling, seed=seed)
+            numbered.append(replace(job, id=f"{job.id}-{len(numbered)}", sampling=sampling))
+    return numbered

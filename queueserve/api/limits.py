@@ -1,0 +1,59 @@
+"""Bounds on what one request may bring."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from queueserve.api.errors import error_response
+
+MAX_MESSAGES = 2_048
+MAX_CHARS = 4_000_000
+"""Characters of all messages, or of all prompts, together."""
+MAX_CHOICES = 128
+MAX_PROMPTS = 1_024
+MAX_JOBS = 1_024
+"""Prompts times choices: each is a job of its own."""
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1_024
+MAX_BIASES = 1_024
+MAX_TOKEN_ID = 2**31 - 1
+MAX_TOKENS = 10_000_000
+
+
+class BodyLimit:
+    """Refuses bodies of more than `limit` bytes with 413.
+
+    A length that is declared is believed at once; what arrives is counted, whatever was declared.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._message = f"The body is larger than {limit} bytes."
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limit:
+            refusal = error_response(413, self._message, code="request_too_large")
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise HTTPException(413, self._message)
+            return message
+
+        return counted

@@ -1,0 +1,54 @@
+"""What the routes that generate share: who asks, and how to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from fastapi import Request, Response
+
+from queueserve.api.answers import StreamAnswer, WholeAnswer
+from queueserve.api.jobs import Identity, tenant_of
+from queueserve.api.render import Reply, Shape
+from queueserve.api.requests import Services
+from queueserve.api.schemas.generation import GenerationRequest
+from queueserve.protocol import Job
+
+
+async def identify(
+    prefix: str, body: GenerationRequest, request: Request, services: Services
+) -> Identity:
+    """Name the request: by its Idempotency-Key, if it has one. Raises InvalidRequestError."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return Identity.fresh(prefix)
+    return Identity.of_key(
+        prefix,
+        key=key,
+        tenant=tenant_of(body),
+        body=await request.body(),
+        secret=services.settings.idempotency_secret,
+    )
+
+
+def answer(
+    body: GenerationRequest,
+    identity: Identity,
+    jobs: Sequence[Job],
+    shape: Shape,
+    services: Services,
+) -> Response:
+    """Return the answer that runs the jobs when it is sent."""
+    reply = Reply(
+        shape=shape,
+        id=identity.reply_id,
+        created=int(time.time()),
+        model=body.model,
+        jobs=len(jobs),
+        choices=body.n or 1,
+        service_tier=body.service_tier,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    if not body.stream:
+        return WholeAnswer(services.owner, jobs, reply)
+    return StreamAnswer(services.owner, jobs, reply, keep_alive=services.settings.keep_alive)

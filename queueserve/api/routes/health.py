@@ -1,0 +1,34 @@
+"""GET /health, /ready and /version: for whoever starts, watches or upgrades this process."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from queueserve import __version__
+from queueserve.api.requests import ServicesOf
+from queueserve.errors import NoWorkerError, RedisUnavailableError
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Say that the process lives, whatever else does not."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(services: ServicesOf) -> dict[str, str]:
+    """Say whether a request could be served now: 200, or 503 with the reason."""
+    models = await services.directory.list()
+    if not services.owner.ready:
+        raise RedisUnavailableError("This server's reply channel is not subscribed.")
+    if not models:
+        raise NoWorkerError("No worker is registered.")
+    return {"status": "ready"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """Tell which version this process runs."""
+    return {"version": __version__}

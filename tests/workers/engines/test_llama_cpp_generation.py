@@ -1,0 +1,447 @@
+"""Token ids that llama.cpp's server does not tell, on tiny models made for it.
+
+Two have random weights, so that with sampling all kinds of broken characters come up. One is a
+chain: its weights say which tokens may follow each token, so that it writes whole characters in
+all the ways that its vocabulary allows.
+"""
+
+import random
+import struct
+from array import array
+from math import prod
+
+import pytest
+
+from queueserve.protocol import Sampling
+from workers.engines import llama_cpp_requests as requests
+from workers.engines.base import Sequence
+from workers.engines.gguf_header import read_header
+from workers.engines.llama_cpp_generation import Generation
+from workers.engines.llama_cpp_server import LlamaServer
+from workers.engines.llama_cpp_vocabulary import Utf8Detokenizer, Vocabulary
+
+pytest.importorskip("xllamacpp")
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+WIDTH, HIDDEN, HEADS, CONTEXT = 32, 64, 2, 512
+ALIGNMENT = 32
+
+
+def string(text):
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def entry(key, value):
+    if isinstance(value, str):
+        return string(key) + struct.pack("<I", 8) + string(value)
+    if isinstance(value, float):
+        return string(key) + struct.pack("<If", 6, value)
+    if isinstance(value, int):
+        return string(key) + struct.pack("<II", 4, value)
+    if isinstance(value[0], str):
+        body = b"".join(map(string, value))
+        return string(key) + struct.pack("<IIQ", 9, 8, len(value)) + body
+    kind, code = (6, "f") if isinstance(value[0], float) else (5, "i")
+    return string(key) + struct.pack(f"<IIQ{len(value)}{code}", 9, kind, len(value), *value)
+
+
+def random_weights(name, size):
+    chance = random.Random(name)
+    return [chance.gauss(0, 0.5) for _ in range(size)]
+
+
+def write_model(path, tokens, weights=random_weights, **metadata):
+    """A Llama of one layer, and the vocabulary `tokens`: (text, type)."""
+    about = {
+        "general.architecture": "llama",
+        "llama.context_length": CONTEXT,
+        "llama.embedding_length": WIDTH,
+        "llama.block_count": 1,
+        "llama.feed_forward_length": HIDDEN,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": WIDTH // HEADS,
+        "tokenizer.ggml.tokens": [text for text, _ in tokens],
+        "tokenizer.ggml.token_type": [kind for _, kind in tokens],
+    } | metadata
+    shapes = {
+        "token_embd.weight": (WIDTH, len(tokens)),
+        "output.weight": (WIDTH, len(tokens)),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.ffn_norm.weight": (WIDTH,),
+        "blk.0.ffn_gate.weight": (WIDTH, HIDDEN),
+        "blk.0.ffn_up.weight": (WIDTH, HIDDEN),
+        "blk.0.ffn_down.weight": (HIDDEN, WIDTH),
+    } | {f"blk.0.attn_{name}.weight": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")}
+    infos, data = b"", b""
+    for name, shape in shapes.items():
+        infos += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
+        data += array("f", weights(name, prod(shape))).tobytes()
+        data += b"\0" * (-len(data) % ALIGNMENT)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(about))
+    head += b"".join(entry(key, value) for key, value in about.items()) + infos
+    path.write_bytes(head + b"\0" * (-len(head) % ALIGNMENT) + data)
+    return path
+
+
+def byte_level_letters():
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + index) for index, byte in enumerate(others)
+    }
+
+
+def byte_level_model(path, merged, weights=random_weights):
+    """Two control tokens, all bytes, and the longer pieces `merged`."""
+    letters = byte_level_letters()
+
+    def written(data):
+        return "".join(letters[byte] for byte in data)
+
+    tokens = [("<|end|>", CONTROL), ("<|tool|>", CONTROL)]
+    tokens += [(letters[byte], NORMAL) for byte in range(256)]
+    tokens += [(written(data), NORMAL) for data in merged]
+    return write_model(
+        path,
+        tokens,
+        weights,
+        **{
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.merges": [
+                f"{written(data[:1])} {written(data[1:])}" for data in merged
+            ],
+            "tokenizer.ggml.eos_token_id": 0,
+            "tokenizer.ggml.bos_token_id": 0,
+        },
+    )
+
+
+EMOJI = "\U0001f940".encode()  # F0 9F A5 80
+PARTS = [EMOJI[start:end] for start in range(4) for end in range(start + 2, 5) if end - start < 4]
+TOOL = 1
+
+
+def chain_model(path):
+    """Writes one emoji after another, in pieces of one to three bytes, and <|tool|> within some."""
+    pieces = [bytes([byte]) for byte in EMOJI] + PARTS
+    ids = {piece: 2 + piece[0] for piece in pieces[:4]}
+    ids |= {piece: 258 + index for index, piece in enumerate(PARTS)}
+    follows = {}
+    for piece in pieces:
+        end = (EMOJI.index(piece) + len(piece)) % 4
+        follows[ids[piece]] = [ids[other] for other in pieces if EMOJI.index(other) == end]
+    half = ids[EMOJI[:2]]
+    follows[TOOL] = follows[half]
+    follows[half] = [*follows[half], TOOL]
+    places = {token: place for place, token in enumerate(follows)}
+
+    def weights(name, size):
+        values = [1.0 if "norm" in name else 0.0] * size
+        for token, place in places.items():
+            if name == "token_embd.weight":
+                values[token * WIDTH + place] = 1.0
+            if name == "output.weight":
+                for other in follows[token]:
+                    values[other * WIDTH + place] = 4.0
+        return values
+
+    return byte_level_model(path, PARTS, weights)
+
+
+def sentencepiece_model(path):
+    tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
+    tokens += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    tokens += [("▁", NORMAL), ("▁hello", NORMAL), ("é", NORMAL), ("h", NORMAL), ("a", NORMAL)]
+    tokens += [("▁▁", NORMAL), ("<tool>", USER_DEFINED)]
+    return write_model(
+        path,
+        tokens,
+        **{
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": [-float(index) for index in range(len(tokens))],
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+        },
+    )
+
+
+class Model:
+    def __init__(self, path):
+        self.vocabulary = Vocabulary.read(read_header(path))
+        self.server = LlamaServer(path, slots=1, context=CONTEXT, threads=1, gpu_layers=0)
+        self.size = len(self.vocabulary.pieces)
+
+    def only(self, *pieces):
+        """A bias that leaves nothing but these bytes to draw, whatever tokens they are."""
+        left = [token for token, own in enumerate(self.vocabulary.pieces) if own in pieces]
+        return {token: 0.0 if token in left else -1000.0 for token in range(self.size)}
+
+    def generate(self, prompt, generated=(), **sampling):
+        """The outputs of one sequence, and its token counts at each request."""
+        sequence = Sequence(
+            id="s", prompt=prompt, generated=generated, sampling=Sampling(**sampling)
+        )
+        outputs = []
+        generation = Generation(
+            sequence,
+            slot=0,
+            limit=sampling["max_tokens"],
+            server=self.server,
+            vocabulary=self.vocabulary,
+            emit=lambda output, more=False: output and outputs.append(output),
+            rest=lambda: None,
+            cancelled=lambda: False,
+        )
+        generation.run()
+        assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+        assert outputs[-1].finish
+        assert generation.tokens == [*generated, *tokens_of(outputs)]
+        return outputs
+
+    def truth(self, prompt, **sampling):
+        """The tokens of the same draws by llama.cpp, in one request that is not streamed."""
+        sequence = Sequence(id="s", prompt=prompt, sampling=Sampling(**sampling))
+        request = requests.draw(
+            sequence, [], slot=0, count=sampling["max_tokens"], banned=(), stream=False
+        )
+        return self.server.answer(request).tokens
+
+
+def tokens_of(outputs):
+    return [token for output in outputs for token in output.tokens]
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    merged = [b" \xe5", b"\xe5\xa5", b"\xa5\xbd", b"\xbda", "é".encode(), b"aa"]
+    model = Model(byte_level_model(tmp_path_factory.mktemp("tiny") / "bytes.gguf", merged))
+    yield model
+    model.server.close()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    model = Model(sentencepiece_model(tmp_path_factory.mktemp("tiny") / "pieces.gguf"))
+    yield model
+    model.server.close()
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    model = Model(chain_model(tmp_path_factory.mktemp("tiny") / "chain.gguf"))
+    yield model
+    model.server.close()
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """How many tokens there were at the start of each streamed request."""
+    seen = []
+    draw = requests.draw
+
+    def noted(sequence, generated, **own):
+        seen.append(len(generated))
+        return draw(sequence, generated, **own)
+
+    monkeypatch.setattr(requests, "draw", noted)
+    return seen
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many times the cache of a slot was asked."""
+    seen = []
+    narrowed = Generation._narrowed
+
+    def noted(self, candidates, last):
+        left = narrowed(self, candidates, last)
+        seen.append((len(candidates), len(left)))
+        return left
+
+    monkeypatch.setattr(Generation, "_narrowed", noted)
+    return seen
+
+
+def told_truly(model, starts, prompt, **sampling):
+    """Generate, and check each token that was drawn by the first request against the truth."""
+    outputs = model.generate(prompt, **sampling)
+    tokens = tokens_of(outputs)
+    truth = model.truth(prompt, **sampling)
+    # After another request llama.cpp draws from a new seed. What the first one held back at its
+    # end is told by the first output that goes beyond the second one's start.
+    known = starts[1] if len(starts) > 2 else len(tokens)
+    assert tuple(tokens[:known]) == truth[:known]
+    assert len(tokens) <= sampling["max_tokens"]
+    starts.clear()
+    return outputs
+
+
+def test_llama_cpp_has_the_same_bytes_for_every_token(model):
+    request = requests.look([5], slot=0, forced=model.vocabulary.plain_token(), alternatives=9999)
+    seen = {}
+    model.server._server.handle_completions(request | {"stream": False}, seen.update)
+    (content,) = seen["choices"][0]["logprobs"]["content"]
+    table = {one["id"]: bytes(one["bytes"]) for one in content["top_logprobs"]}
+    assert [table[token] for token in range(model.size)] == list(model.vocabulary.pieces)
+
+
+def test_the_tokens_that_end_a_sequence_are_asked_of_llama_cpp(byte_level, sentencepiece):
+    assert byte_level.server.ends == {0}
+    assert sentencepiece.server.ends == {2}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_all_drawn_tokens_are_told_truly(model, starts, seed):
+    told_truly(model, starts, (7, 8, 9), temperature=1.0, seed=seed, max_tokens=40)
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_characters_that_can_be_written_in_several_ways(chain, starts, asked, logprobs):
+    emoji = EMOJI.decode()
+    ways = set()
+    for seed in range(40):
+        outputs = told_truly(
+            chain,
+            starts,
+            (2 + EMOJI[-1],),
+            temperature=1.0,
+            seed=seed,
+            max_tokens=24,
+            logprobs=logprobs,
+        )
+        if logprobs is not None:
+            assert all(len(output.logprobs) == len(output.tokens) for output in outputs)
+        detokenizer = Utf8Detokenizer(chain.vocabulary)
+        text = "".join(map(detokenizer.feed, tokens_of(outputs)))
+        assert set(text) == {emoji}
+        ways |= {output.tokens for output in outputs}
+    assert len(ways) > 8
+    # Sometimes the way that was tried first is right; where not, several others may remain.
+    assert {left for _, left in asked} == {1, 2, 3}
+
+
+def test_a_control_token_inside_a_character_is_told_too(chain, starts):
+    with_tool = 0
+    for seed in range(40):
+        outputs = told_truly(
+            chain, starts, (2 + EMOJI[-1],), temperature=1.0, seed=seed, max_tokens=24
+        )
+        with_tool += TOOL in tokens_of(outputs)
+    assert with_tool > 10
+
+
+def test_the_way_is_found_also_where_the_cache_says_that_the_first_is_wrong(chain, asked):
+    ways = chain.vocabulary.held_back(EMOJI[:3], 2)
+    last = 2 + EMOJI[-1]
+    texts = [tuple(chain.vocabulary.pieces[token] for token in way) for way in ways]
+    assert texts[:2] == [(EMOJI[:2], EMOJI[2:3]), (EMOJI[:1], EMOJI[1:3])]
+    for way in ways[:2]:
+        bias = dict.fromkeys((*way, last), 100.0)
+        outputs = chain.generate(
+            (last,), temperature=0.0, seed=1, max_tokens=3, logit_bias=bias, logprobs=1
+        )
+        assert tuple(tokens_of(outputs)) == (*way, last)
+    assert asked == [(4, 1), (4, 3)]
+
+
+def test_logprobs_of_tokens_that_were_held_back(byte_level):
+    bias = byte_level.only(b"\xe5", b"\xa5", b"\xbd", b"a", b"\xe5\xa5")
+    plain = byte_level.generate((7, 8), temperature=1.0, seed=3, max_tokens=24, logit_bias=bias)
+    outputs = byte_level.generate(
+        (7, 8), temperature=1.0, seed=3, max_tokens=24, logit_bias=bias, logprobs=byte_level.size
+    )
+    tokens = tokens_of(outputs)
+    logprobs = [one for output in outputs for one in output.logprobs]
+    assert len(tokens_of(plain)) == len(tokens) == len(logprobs) == 24
+    assert any(len(output.tokens) > 1 for output in outputs)
+    for at, (token, own) in enumerate(zip(tokens, logprobs, strict=True)):
+        alone = byte_level.generate(
+            (7, 8),
+            tuple(tokens[:at]),
+            temperature=0.0,
+            seed=0,
+            max_tokens=at + 1,
+            logprobs=byte_level.size,
+            logit_bias={byte_level.vocabulary.plain_token(): 1000.0},
+        )
+        expected = dict(alone[0].logprobs[0].top)
+        assert own.logprob == pytest.approx(expected[token], abs=1e-3)
+        assert dict(own.top) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_a_limit_inside_a_character_loses_nothing(model, limit):
+    bias = model.only(*([bytes([byte]) for byte in range(0x80, 0x100)]))
+    sampling = {"temperature": 0.0, "seed": 1, "logit_bias": bias}
+    outputs = model.generate((7, 8), max_tokens=limit, **sampling)
+    truth = model.truth((7, 8), max_tokens=limit, **sampling)
+    assert tuple(tokens_of(outputs)) == truth
+    assert len(truth) == limit
+    assert outputs[-1].finish == "length"
+
+
+def test_an_end_inside_a_character_loses_nothing(byte_level):
+    # The bias leaves one lead byte and the end to choose from.
+    lead = 2 + 0xE5
+    bias = byte_level.only(b"\xe5") | {0: 0.0}
+    ends = set()
+    for seed in range(20):
+        outputs = byte_level.generate(
+            (7, 8, 9), temperature=3.0, seed=seed, max_tokens=6, logit_bias=bias
+        )
+        assert set(tokens_of(outputs)) <= {lead}
+        ends.add((len(tokens_of(outputs)), outputs[-1].finish))
+    assert (6, "length") in ends
+    assert {finish for _, finish in ends} == {"length", "stop"}
+
+
+def test_a_stop_token_among_tokens_that_came_together_ends_there(byte_level):
+    # Only "好" can be drawn, by its three bytes in any order; the second one stops.
+    bias = byte_level.only(b"\xe5", b"\xa5", b"\xbd")
+    stop = 2 + 0xA5
+    for seed in range(8):
+        free = byte_level.truth(
+            (7, seed), temperature=1.0, seed=seed, max_tokens=12, logit_bias=bias
+        )
+        outputs = byte_level.generate(
+            (7, seed),
+            temperature=1.0,
+            seed=seed,
+            max_tokens=12,
+            logit_bias=bias,
+            stop_token_ids=(stop,),
+        )
+        assert stop not in tokens_of(outputs)
+        if stop in free:
+            assert outputs[-1].finish in {"stop", "length"}
+
+
+def test_text_of_the_tokens_is_the_text_that_llama_cpp_sends(model):
+    for seed in range(6):
+        sampling = {"temperature": 1.0, "seed": seed, "max_tokens": 30, "ignore_eos": True}
+        tokens = model.truth((7, 8, 9), **sampling)
+        detokenizer = Utf8Detokenizer(model.vocabulary)
+        text = "".join(map(detokenizer.feed, tokens)) + detokenizer.flush()
+        answers = []
+        sequence = Sequence(id="s", prompt=(7, 8, 9), sampling=Sampling(**sampling))
+        request = requests.draw(sequence, [], slot=0, count=30, banned=(), stream=False)
+        model.server._server.handle_completions(request, answers.append)
+        assert answers[0]["__verbose"]["content"] == text
+
+
+def test_a_sequence_goes_on_from_inside_a_character(model):
+    bias = model.only(*([bytes([byte]) for byte in range(0x80, 0x100)]))
+    sampling = {"temperature": 0.0, "seed": 1, "logit_bias": bias, "max_tokens": 10}
+    whole = tokens_of(model.generate((7, 8), **sampling))
+    for cut in range(11):
+        rest = tokens_of(model.generate((7, 8), tuple(whole[:cut]), **sampling))
+        assert whole[:cut] + rest == whole

@@ -1,0 +1,81 @@
+"""From a GGUF file to a directory that transformers loads: weights, tokenizer and chat template.
+
+Reading a GGUF file takes transformers half a minute, so what comes out is kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from queueserve.errors import EngineError
+from workers.engines.fingerprint import fingerprint
+
+
+def default_cache_dir() -> Path:
+    """Where converted models go if nobody says: the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "queueserve" / "models"
+
+
+def converted(gguf: Path, cache_dir: Path) -> Path:
+    """The directory in `cache_dir` with the model of this GGUF file; made if it is not there.
+
+    It is named by the file's name and contents, so another version of the file gets its own. Blocks
+    for half a minute the first time; of several processes that want the same model, one converts.
+    Raises EngineError.
+    """
+    if not gguf.is_file():
+        raise EngineError(f"there is no file {gguf}")
+    made = cache_dir / f"{gguf.stem}-{fingerprint([gguf])[:8]}"
+    if not made.is_dir():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _only_process(cache_dir / f".{made.name}.lock"):
+            if not made.is_dir():
+                convert_gguf(gguf, made)
+    return made
+
+
+def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
+    """Write the model in bfloat16 to `out_dir`, which appears whole or not at all.
+
+    Raises EngineError for a file that transformers cannot read, or without transformers and gguf.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:
+        _convert(gguf_path, unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(out_dir)
+    except ImportError as error:
+        raise EngineError(
+            f"converting a GGUF file needs a library that is not installed ({error}): "
+            "pip install 'queueserve[transformers]'"
+        ) from error
+    except Exception as error:
+        raise EngineError(f"transformers cannot read {gguf_path}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _convert(gguf_path: Path, out_dir: Path) -> None:
+    import torch  # noqa: PLC0415  # heavy: only when it is needed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+
+    source = {"pretrained_model_name_or_path": gguf_path.parent, "gguf_file": gguf_path.name}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(out_dir)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(out_dir)
+
+
+@contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,248 @@
+"""One sequence, from its first request to llama.cpp to its end, on a thread of its own.
+
+The normal way is one streamed request for all tokens. llama.cpp's server has a habit that matters
+here: while the output ends inside a character it sends nothing, and then one message with the text
+of all tokens since, but the id of the last one only. The others follow from their number and bytes.
+Where that leaves a choice (a few emoji) the slot's cache decides: it holds the true tokens, and
+llama.cpp says how many of them a prompt has in common with it. Where there is nothing to go by (the
+request ended inside a character) the lost tokens are drawn again, one request a token, which always
+tells its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from queueserve.protocol import FinishReason, TokenLogprob
+from workers.engines import llama_cpp_requests as requests
+from workers.engines.base import Output, Sequence
+from workers.engines.llama_cpp_server import Drawn, Ended, LlamaServer, Message, Progress
+from workers.engines.llama_cpp_vocabulary import Vocabulary
+
+
+class Emit(Protocol):
+    """Takes what a step brought (None: nothing yet); `more` if the next step brings a token."""
+
+    def __call__(self, item: Output | None, /, *, more: bool = False) -> None:
+        """Called on the sequence's thread."""
+
+
+_LOOK = 64  # alternatives looked at before all of the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Tokens that came in one message: what all but the last one may be."""
+
+    candidates: list[tuple[int, ...]]
+    last: int
+    logprob: TokenLogprob | None
+
+
+class Generation:
+    """Runs one sequence in one slot; `tokens` is all that it has generated."""
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        *,
+        slot: int,
+        limit: int,  # output tokens, those given included
+        server: LlamaServer,
+        vocabulary: Vocabulary,
+        emit: Emit,
+        rest: Callable[[], None],  # the token last emitted is not followed by one in the next step
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.tokens = list(sequence.generated)
+        self._sequence = sequence
+        self._sampling = sequence.sampling
+        self._slot = slot
+        self._limit = limit
+        self._server = server
+        self._vocabulary = vocabulary
+        self._emit = emit
+        self._rest = rest
+        self._cancelled = cancelled
+        ends = frozenset() if self._sampling.ignore_eos else server.ends
+        self._stops = ends | frozenset(self._sampling.stop_token_ids)
+        self._never = server.ends - self._stops  # llama.cpp would end there
+        self._finish: FinishReason | None = None
+        self._cached: int | None = None  # until it is reported
+        self._started = False
+        self._held: _Held | None = None
+        self._stepping = requests.needs_steps(self._sampling)
+
+    def run(self) -> None:
+        """Generate until the end, or until cancelled. Raises as `LlamaServer.complete` does."""
+        if len(self.tokens) >= self._limit:
+            self._take([], [])
+        while self._finish is None and not self._cancelled():
+            if self._held:
+                self._resolve(self._held)
+            elif self._stepping and self._started:
+                self._step()
+            else:
+                self._stream()
+
+    def _room(self) -> int:
+        # Until min_tokens are there the ends are banned, which takes a request of its own.
+        minimum = self._sampling.min_tokens
+        return min(minimum, self._limit) - len(self.tokens) if self._early() else self._left()
+
+    def _left(self) -> int:
+        return self._limit - len(self.tokens)
+
+    def _early(self) -> bool:
+        return len(self.tokens) < self._sampling.min_tokens
+
+    def _banned(self) -> frozenset[int]:
+        return self._never | self._stops if self._early() else self._never
+
+    def _stream(self) -> None:
+        drawn = 0
+
+        def on_message(message: Message) -> bool:
+            nonlocal drawn
+            if self._cancelled():
+                return True
+            if isinstance(message, Progress):
+                return self._progress(message)
+            if isinstance(message, Ended):
+                self._stepping |= message.count > drawn
+                return False
+            missing, drawn = message.count - drawn - 1, message.count
+            return self._stepping or self._drawn(message, missing)
+
+        request = requests.draw(
+            self._sequence,
+            self.tokens,
+            slot=self._slot,
+            count=self._room(),
+            banned=self._banned(),
+            stream=True,
+        )
+        self._server.complete(request, on_message)
+        self._started = True
+        self._rest()
+
+    def _progress(self, message: Progress) -> bool:
+        if not self._started:
+            self._started = True  # what comes later is the cache of our own tokens
+            self._cached = min(message.cached, len(self._sequence.prompt))
+        self._emit(None)
+        return False
+
+    def _drawn(self, message: Drawn, missing: int) -> bool:
+        """Take what a message brings; True if the request must end here."""
+        if missing == 0:
+            self._take([message.token], [message.logprob], more=True)
+            return self._finish is not None
+        known = self._vocabulary.pieces[message.token]
+        data = message.data
+        candidates = []
+        if data is not None and data.endswith(known):
+            candidates = self._vocabulary.held_back(data[: len(data) - len(known)], missing)
+        if len(candidates) == 1 and self._sampling.logprobs is None:
+            self._take([*candidates[0], message.token], [], more=True)
+            return self._finish is not None
+        self._held = _Held(candidates, message.token, message.logprob)
+        return True
+
+    def _resolve(self, held: _Held) -> None:
+        self._held = None
+        candidates = held.candidates
+        if len(candidates) > 1:
+            candidates = self._narrowed(candidates, held.last)
+        if len(candidates) != 1:
+            self._stepping = True
+            return
+        tokens = candidates[0]
+        logprobs = [held.logprob]
+        if self._sampling.logprobs is not None:
+            before = [self._logprob(tokens[:at], token) for at, token in enumerate(tokens)]
+            logprobs = [*before, held.logprob]
+        self._take([*tokens, held.last], logprobs)
+
+    def _narrowed(self, candidates: list[tuple[int, ...]], last: int) -> list[tuple[int, ...]]:
+        """Ask the slot's cache about the first candidate; what remains possible."""
+        before = [*self._sequence.prompt, *self.tokens]
+        first = candidates[0]
+        tried = [*before, *first, last]
+        plain = self._vocabulary.plain_token()
+        answer = self._server.answer(
+            requests.look(tried, slot=self._slot, forced=plain, alternatives=0)
+        )
+        same = answer.cached - len(before)
+        if same >= len(first):
+            return [first]
+        if same < 0:
+            return []  # the cache could not be used
+        return [
+            other
+            for other in candidates
+            if other[:same] == first[:same] and other[same] != first[same]
+        ]
+
+    def _step(self) -> None:
+        request = requests.draw(
+            self._sequence,
+            self.tokens,
+            slot=self._slot,
+            count=1,
+            banned=self._banned(),
+            stream=False,
+        )
+        ended = self._server.answer(request)
+        (token,) = ended.tokens
+        logprob = ended.logprobs[0] if ended.logprobs else None
+        if logprob is None and self._sampling.logprobs is not None:
+            logprob = self._logprob((), token)
+        self._take([token], [logprob])
+
+    def _logprob(self, before: tuple[int, ...], token: int) -> TokenLogprob:
+        """How likely `token` was after all that is there and `before`: llama.cpp is asked again."""
+        wanted = self._sampling.logprobs or 0
+        tokens = [*self._sequence.prompt, *self.tokens, *before]
+        plain = self._vocabulary.plain_token()
+        for alternatives in (max(wanted, _LOOK), len(self._vocabulary.pieces)):
+            answer = self._server.answer(
+                requests.look(tokens, slot=self._slot, forced=plain, alternatives=alternatives)
+            )
+            top = answer.logprobs[0].top
+            if found := [value for other, value in top if other == token]:
+                break
+        return TokenLogprob(found[0], top[:wanted])
+
+    def _take(
+        self, tokens: list[int], logprobs: list[TokenLogprob | None], *, more: bool = False
+    ) -> None:
+        """Add tokens to the output, up to its end."""
+        wanted = self._sampling.logprobs
+        taken: list[int] = []
+        for token in tokens:
+            if token in self._stops:
+                self._finish = "stop"
+                break
+            taken.append(token)
+            if len(taken) >= self._left():
+                break
+        self.tokens += taken
+        if self._finish is None and self._left() <= 0:
+            self._finish = "length"
+        own = [
+            TokenLogprob(one.logprob, one.top[:wanted])
+            for one in logprobs[: len(taken)]
+            if one is not None
+        ]
+        output = Output(
+            self._sequence.id,
+            tuple(taken),
+            None if wanted is None else tuple(own),
+            self._finish,
+            cached_tokens=self._cached,
+        )
+        self._cached = None
+        self._emit(output, more=more and self._finish is None)

@@ -1,0 +1,203 @@
+"""The transformers engine: any causal language model that transformers knows, on a CPU or one GPU.
+
+Sequences join and leave a running batch through transformers' own continuous batching, with a paged
+cache and shared prefixes. This file is the event loop's side; the heavy imports, the model and the
+batching are in the `transformers_*` modules, and in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from queueserve.errors import (
+    ContextLengthExceededError,
+    EngineError,
+    InvalidRequestError,
+    QueueServeError,
+)
+from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.conversion import converted, default_cache_dir
+
+if TYPE_CHECKING:
+    from workers.engines.transformers_batching import Batcher, Step
+
+_CLOSE_WITHIN = 10.0  # seconds
+
+
+class TransformersEngine:
+    """Satisfies `workers.engines.base.Engine`.
+
+    `model_path` is a directory, a hub id, or a GGUF file, which is converted once into `cache_dir`.
+    By default `slots` is 8 on a CPU and 32 on a GPU, and `context_length` the model's own, or what
+    the memory holds. `dtype` is "auto", "float32", "bfloat16" or "float16"; `device` is what torch
+    calls it.
+    """
+
+    info: EngineInfo
+    tokenizer: Tokenizer
+    steps: int = 0
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        slots: int | None = None,
+        context_length: int | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self._model_path = model_path
+        self._slots = slots
+        self._context_length = context_length
+        self._dtype = dtype
+        self._device = device
+        self._revision = revision
+        self._cache_dir = cache_dir
+        self._batcher: Batcher | None = None
+        self._live: dict[str, str] = {}  # sequence → its key in the batcher
+        self._numbers = itertools.count()
+        self._ends: frozenset[int] = frozenset()
+        self._vocabulary = range(0)
+
+    async def start(self, sink: Sink) -> None:
+        """Satisfies `workers.engines.base.Engine`."""
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._load)
+
+    def _load(self) -> None:
+        try:
+            import torch  # noqa: PLC0415
+            import transformers  # noqa: PLC0415
+
+            from workers.engines.transformers_batching import Batcher  # noqa: PLC0415
+            from workers.engines.transformers_loading import load  # noqa: PLC0415
+            from workers.engines.transformers_memory import choose  # noqa: PLC0415
+        except ImportError as error:
+            raise EngineError(
+                f"the transformers engine is not installed ({error}): "
+                "pip install 'queueserve[transformers]'"
+            ) from error
+        _leave_a_core(torch)
+        loaded = load(
+            self._directory(), revision=self._revision, dtype=self._dtype, device=self._device
+        )
+        size = choose(loaded.model, slots=self._slots, context=self._context_length)
+        batcher = Batcher(loaded.model, size, self._post, self._count_step)
+        try:
+            batcher.start()
+        except Exception as error:
+            raise EngineError(f"transformers cannot run {self._model_path}: {error}") from error
+        self._batcher = batcher
+        self._ends = loaded.ends
+        self._vocabulary = range(loaded.model.config.get_text_config().vocab_size)
+        self.tokenizer = loaded.tokenizer
+        self.info = EngineInfo(
+            engine="transformers",
+            version=transformers.__version__,
+            fingerprint=loaded.fingerprint,
+            context_length=size.context,
+            slots=size.slots,
+        )
+
+    def _directory(self) -> str:
+        path = Path(self._model_path)
+        if path.suffix == ".gguf":
+            return str(converted(path, self._cache_dir or default_cache_dir()))
+        if not path.is_dir() and (path.is_absolute() or self._model_path.startswith(".")):
+            raise EngineError(f"there is no directory {path}")  # else it is an id on the hub
+        return self._model_path
+
+    def add(self, sequence: Sequence) -> None:
+        """Satisfies `workers.engines.base.Engine`."""
+        if self._batcher is None:
+            raise RuntimeError("the engine is not running")
+        self.abort(sequence.id)
+        key = self._live[sequence.id] = f"{next(self._numbers)}:{sequence.id}"
+        room = self.info.context_length - len(sequence.prompt)
+        problem = self._problem(sequence, room)
+        if problem is not None:
+            self._loop.call_soon(self._emit, [(key, Output(sequence.id, error=problem))])
+            return
+        wanted = sequence.sampling.max_tokens
+        left = (room if wanted is None else min(room, wanted)) - len(sequence.generated)
+        if left <= 0:
+            self._loop.call_soon(self._emit, [(key, Output(sequence.id, finish="length"))])
+            return
+        own = frozenset() if sequence.sampling.ignore_eos else self._ends
+        ends = own.union(sequence.sampling.stop_token_ids)
+        self._batcher.add(key, sequence, ends=tuple(ends), max_new=left)
+
+    def _problem(self, sequence: Sequence, room: int) -> QueueServeError | None:
+        if not sequence.prompt:
+            return InvalidRequestError("the prompt is empty", param="prompt")
+        if room <= 0:
+            return ContextLengthExceededError(
+                f"the prompt has {len(sequence.prompt)} tokens, but the model's context is "
+                f"{self.info.context_length} tokens, and the answer must fit in it too",
+                param="messages",
+            )
+        named = {
+            "prompt": {*sequence.prompt, *sequence.generated},
+            "logit_bias": sequence.sampling.logit_bias,
+            "stop_token_ids": sequence.sampling.stop_token_ids,
+        }
+        for param, tokens in named.items():
+            # One token that the model has no row for would break the whole batch.
+            unknown = next((token for token in tokens if token not in self._vocabulary), None)
+            if unknown is not None:
+                return InvalidRequestError(f"the model has no token {unknown}", param=param)
+        return None
+
+    def abort(self, sequence_id: str) -> None:
+        """Satisfies `workers.engines.base.Engine`."""
+        key = self._live.pop(sequence_id, None)
+        if key is not None and self._batcher is not None:
+            self._batcher.cancel(key)
+
+    async def close(self) -> None:
+        """Satisfies `workers.engines.base.Engine`."""
+        self._live.clear()
+        batcher, self._batcher = self._batcher, None
+        if batcher is not None:
+            await asyncio.to_thread(batcher.stop, _CLOSE_WITHIN)
+
+    # These two are called in the batcher's thread.
+
+    def _count_step(self) -> None:
+        self.steps += 1
+
+    def _post(self, steps: list[Step]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._emit, steps)
+
+    def _emit(self, steps: list[Step]) -> None:
+        outputs = []
+        for key, output in steps:
+            if self._live.get(output.id) != key:
+                continue  # aborted while this was on its way
+            if output.finish is not None or output.error is not None:
+                del self._live[output.id]
+            outputs.append(output)
+        if outputs:
+            self._sink(outputs)
+
+
+def _leave_a_core(torch: ModuleType) -> None:
+    """Compute on all cores but one, unless the environment says how many.
+
+    torch's threads wait for each other hundreds of times a step. With one for every core, each wait
+    lasts as long as what else runs there: the event loop, Redis, the API server.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))

@@ -1,0 +1,93 @@
+"""How much memory the key-value cache gets, and so how long a sequence may be.
+
+The cache is taken whole at the start, so its size is a choice: room for every slot at full length,
+up to a share of the memory, but for one sequence of full length at the least. When the slots need
+more than there is, the manager takes a running sequence out, and computes it again later.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+)
+
+from queueserve.errors import EngineError
+
+Model: TypeAlias = Any
+Config: TypeAlias = Any
+
+_CPU_CACHE = 1 << 30  # bytes; more only where one sequence needs it
+_CPU_SHARE = 0.25  # of the machine's memory, at most
+_GPU_SHARE = 0.75  # the rest is for activations, masks and the attention's copies
+_UNKNOWN_CONTEXT = 2048  # tokens, for models without a fixed number of positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSize:
+    """What the manager is told."""
+
+    slots: int  # sequences that run at once
+    context: int  # tokens of one sequence
+    page: int  # tokens; the grain of memory and of shared prefixes
+    pages: int
+    chunk: int  # tokens in one forward pass: a longer prompt takes several
+
+
+def positions(config: Config) -> int | None:
+    """Tokens that the model was made for; None if it does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and 0 < found < 1 << 24 else None
+
+
+def _bytes_per_token(model: Model) -> int:
+    config = model.config.get_text_config()
+    heads = find_num_key_value_heads(config) * find_head_dim(config)
+    return int(2 * config.num_hidden_layers * heads * model.dtype.itemsize)
+
+
+def _budget(device: Any, one_sequence: int) -> int:
+    """Bytes for the cache; on a GPU a share of what is free beside the weights."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
+    share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _CPU_SHARE)
+    return min(share, max(_CPU_CACHE, one_sequence))
+
+
+def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize:
+    """The sizes for this model on its device.
+
+    Without `context` it is the model's own, or as much of it as the memory holds. Raises
+    EngineError for one that the model or the memory cannot have.
+    """
+    known = positions(model.config)
+    if context is not None and known is not None and context > known:
+        raise EngineError(f"the model has {known} positions: a context of {context} is too long")
+    on_gpu = model.device.type == "cuda"
+    slots = slots or (32 if on_gpu else 8)
+    page, chunk = (256, 2048) if on_gpu else (32, 256)
+    # A page more than a sequence needs, for the token that is computed last and dropped.
+    wanted = context or known or _UNKNOWN_CONTEXT
+    per_token = _bytes_per_token(model)
+    fits = _budget(model.device, (wanted + page) * per_token) // per_token - page
+    if fits < min(wanted, page):
+        raise EngineError(f"not enough memory for a cache of {page} tokens")
+    if context is not None and fits < context:
+        raise EngineError(
+            f"the memory holds a cache of {fits} tokens, a context of {context} does not fit: "
+            "choose a shorter one with --context-length"
+        )
+    length = min(wanted, fits)
+    tokens = min(slots * (length + page), fits + page)
+    return CacheSize(
+        slots=slots,
+        context=length,
+        page=page,
+        pages=-(-tokens // page),
+        chunk=max(chunk, slots),
+    )
