@@ -25,6 +25,7 @@ from queueserve.queue.keys import Keys, checked_pool
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.recovery import Reaper
 from queueserve.queue.replies import follow
+from queueserve.queue.tasks import end, run_together
 from workers.engines.base import Engine, Output
 from workers.prompting import Prompter
 from workers.runner import Runner
@@ -142,23 +143,21 @@ class Worker:
         ticking = asyncio.create_task(self._tick())
         incarnations = asyncio.create_task(self._incarnations())
         stopping = asyncio.create_task(stop.wait())
-        tasks = {publishing, ticking, incarnations, stopping}
+        tasks: set[asyncio.Task[Any]] = {publishing, ticking, incarnations, stopping}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # one that failed ends the worker with its reason
             await self._drain(incarnations)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await self.runner.aclose()
 
     async def _incarnations(self) -> None:
         while True:
             try:
                 await self._incarnation()
-            except* _Gone:
+            except _Gone:
                 log.warning("Redis has given this worker's jobs away; joining %s anew", self._pool)
                 self.runner.drop_all()
 
@@ -177,11 +176,12 @@ class Worker:
         reaper = Reaper(
             self._functions, self._keys, heartbeat_timeout=self._settings.heartbeat_timeout
         )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._claim(consumer))
-            group.create_task(self._control(consumer))
-            group.create_task(self._beat(consumer))
-            group.create_task(reaper.run(self._pool))
+        await run_together(
+            self._claim(consumer),
+            self._control(consumer),
+            self._beat(consumer),
+            reaper.run(self._pool),
+        )
 
     async def _join(self, consumer: Consumer) -> None:
         """Register, and wait for a Redis that is not there yet."""

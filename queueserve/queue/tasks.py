@@ -36,12 +36,32 @@ class Tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout)
 
     async def aclose(self) -> None:
-        """Cancel what still runs, and wait until it has ended.
+        """Cancel what still runs, and wait until it has ended."""
+        await end(set(self._tasks))
 
-        A task may swallow a cancel: redis-py reads under a zero timeout, which takes one that comes
-        at that moment for its own. So it is asked again.
-        """
-        while tasks := set(self._tasks):
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=_ASK_AGAIN)
+
+async def end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended.
+
+    A task may swallow a cancel: redis-py reads under a zero timeout, which takes one that comes at
+    that moment for its own. So it is asked again.
+    """
+    running = tasks
+    while running := {task for task in running if not task.done()}:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=_ASK_AGAIN)
+
+
+async def run_together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run until the first of them ends, then end the others. Raises what the first one raised."""
+    tasks = {asyncio.create_task(each) for each in work}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen; the first one's is raised below
+    for task in done:
+        task.result()

@@ -29,6 +29,9 @@ Step: TypeAlias = tuple[str, Output]  # what one step gave one request: its key,
 Post: TypeAlias = Callable[[list[Step]], None]
 
 
+_RUNNING = BackgroundThreadStatus.DONT_STOP
+
+
 @dataclass(slots=True)
 class _Request:
     """One sequence in the manager. `key` is its id there."""
@@ -61,7 +64,7 @@ class Batcher:
             threading.Lock()
         )  # guards the pair of manager and requests when one is replaced
         self._manager: Any = None
-        self._broken: Exception | None = None
+        self._broken: str | None = None  # why no manager can be had any more
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="transformers", daemon=True)
 
@@ -161,7 +164,7 @@ class Batcher:
         def watched(key: str, tokens: list[int]) -> int:
             found: int = search(key, tokens)
             request = self._requests.get(key)
-            if request is not None and request.cached is None:
+            if request is not None:
                 request.cached = min(found, len(request.drawing.prompt))
             return found
 
@@ -173,22 +176,23 @@ class Batcher:
             error = manager.background_thread_status.fatal_error
             if error is None:  # it was told to stop
                 return
-            manager = None
-            self._replace_manager(error)
+            reason = str(error)
+            manager = error = None  # the error's traceback holds the cache, too
+            self._replace_manager(reason)
 
-    def _replace_manager(self, error: Exception) -> None:
+    def _replace_manager(self, reason: str) -> None:
         with self._lock:
             lost = self._take_requests()
             self._manager = None
-        self._fail(lost, error)
+        self._fail(lost, reason)
+        _give_memory_back()
         try:
-            _give_memory_back()
             manager = self._new_manager()
         except Exception as again:  # noqa: BLE001  # whatever it is, requests must hear of it
             with self._lock:
-                self._broken = again
+                self._broken = str(again)
                 lost = self._take_requests()
-            self._fail(lost, again)
+            self._fail(lost, self._broken)
             return
         with self._lock:
             if not self._stopping:
@@ -200,9 +204,9 @@ class Batcher:
         taken, self._requests = list(self._requests.values()), {}
         return taken
 
-    def _fail(self, requests: list[_Request], error: Exception) -> None:
+    def _fail(self, requests: list[_Request], reason: str) -> None:
         if requests:
-            self._post([_failed(request, error) for request in requests])
+            self._post([_failed(request, reason) for request in requests])
 
     def _deliver(self, results: list[Any]) -> None:
         steps = [step for result in results if (step := self._step(result)) is not None]
@@ -210,22 +214,24 @@ class Batcher:
             self._post(steps)
 
     def _give_up(self, state: Any, error: Exception) -> None:
-        if self._manager.background_thread_status.local_status != BackgroundThreadStatus.DONT_STOP:
+        manager = self._manager
+        if manager is None or manager.background_thread_status.local_status != _RUNNING:
             return  # all of them go down together, see `_replace_manager`
         request = self._requests.pop(state.request_id, None)
         if request is not None:
-            self._fail([request], error)
+            self._fail([request], str(error))
 
     def _step(self, result: Any) -> Step | None:
         request = self._requests.get(result.request_id)
         over = result.is_finished()
         if request is None:
-            if not over and self._manager is not None:
+            manager = self._manager
+            if not over and manager is not None:
                 # Cancelled in the moment between the manager's look at its two queues.
-                self._manager.cancel_request(result.request_id)
+                manager.cancel_request(result.request_id)
             return None
         if over:
-            del self._requests[request.key]
+            self._requests.pop(request.key, None)  # a cancel may have been first
         return request.key, _output(request, result.generated_tokens, over=over)
 
 
@@ -244,8 +250,8 @@ def _output(request: _Request, generated: list[int], *, over: bool) -> Output:
     return Output(request.sequence, tuple(tokens), logprobs, finish, cached_tokens=cached)
 
 
-def _failed(request: _Request, error: Exception) -> Step:
-    problem = EngineError(f"transformers failed while it ran the sequence: {error}")
+def _failed(request: _Request, reason: str) -> Step:
+    problem = EngineError(f"transformers failed while it ran the sequence: {reason}")
     return request.key, Output(request.sequence, error=problem)
 
 

@@ -1,9 +1,11 @@
 import asyncio
 import json
+import logging
 import shutil
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import pytest_asyncio
@@ -48,7 +50,7 @@ async def idle(run):
     """Wait until the manager has nothing left to do."""
     scheduler = run.engine._batcher._manager.batch_processor.scheduler
     async with asyncio.timeout(20):
-        while scheduler.has_pending_requests() or scheduler._requests_to_cancel:
+        while scheduler.has_pending_requests() or scheduler._requests_to_cancel:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -203,6 +205,14 @@ async def test_closing_an_engine_that_never_started_does_nothing(tiny_llama):
 # What fails is said.
 
 
+@pytest.fixture
+def no_logs():
+    """Log records that pytest keeps hold the traceback, and that the cache."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
 class Breaks:
     """Makes the model raise, a number of times."""
 
@@ -216,16 +226,21 @@ class Breaks:
             raise RuntimeError("out of imagination")
 
 
-async def test_when_the_model_breaks_all_running_sequences_hear_of_it_and_later_ones_run(tiny):
+async def test_when_the_model_breaks_all_running_sequences_hear_of_it_and_later_ones_run(
+    tiny, no_logs
+):
     expected = await tiny.generate(PROMPT, max_tokens=4, ignore_eos=True)
     names = [tiny.add(PROMPT, max_tokens=60, ignore_eos=True) for _ in range(6)]
     await tiny.until(lambda: tiny.tokens(names[0]))
+    cache = weakref.ref(cache_of(tiny))
     Breaks(tiny, times=1)
     for result in await asyncio.gather(*map(tiny.end, names)):
         assert isinstance(result.error, EngineError)
         assert "out of imagination" in result.error.message
+    assert [len(call) for call in tiny.calls][-1] == 6  # in one call
     later = await tiny.generate(PROMPT, max_tokens=4, ignore_eos=True)
     assert later.tokens == expected.tokens
+    assert cache() is None  # two would not fit on a GPU
 
 
 async def test_an_engine_that_stays_broken_refuses_everything_at_once(tiny):
