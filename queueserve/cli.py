@@ -143,7 +143,7 @@ def serve(
 @option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where data is kept.")
 @option("--engine", default="auto", help="What runs the model: see queueserve-worker --help.")
 @option("--model-path", multiple=True, help="A file, a directory or a hub id.  [default: smollm2]")
-@option("--model-names", help="Names to serve the model under, with commas between.")
+@option("--model-names", multiple=True, help="Its names, with commas; once per --model-path.")
 @option("--workers", type=COUNT, default=1, help="Workers, each a process with the model.")
 @_request_options
 @_tls_options

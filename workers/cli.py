@@ -16,7 +16,6 @@ from queueserve import __version__
 from queueserve.errors import InvalidRequestError, QueueServeError
 from queueserve.options import (
     COUNT,
-    SECONDS,
     heartbeat_option,
     log_options,
     option,
@@ -59,7 +58,11 @@ _engine_options = options(
 )
 _queue_options = options(
     option("--stream-interval", type=COUNT, default=1, help="Tokens in one chunk of a stream."),
-    option("--speed", type=SECONDS, help="Relative to the model's best worker; else measured."),
+    option(
+        "--speed",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Relative to the model's best worker; else measured.",
+    ),
     option(
         "--grace", type=click.FloatRange(min=0), default=30.0, help="Seconds to finish at exit."
     ),

@@ -17,6 +17,7 @@ import redis as sync_redis
 
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 30.0  # seconds that any single wait may take
+WITHOUT_TTL = {"alive", "apis", "due", "free", "queue"}  # sorted sets that the reaper empties
 
 
 def free_port() -> int:
@@ -117,7 +118,6 @@ class Cluster:
                 process.kill()
         for process in self.processes:
             process.wait(timeout=10)
-        self.redis.close()
 
 
 @pytest.fixture
@@ -128,6 +128,9 @@ def cluster(redis_url, tmp_path):
     yield cluster
     cluster.close()
     print(cluster.log())
+    for_ever = {key for key in cluster.redis.keys("qs:*") if cluster.redis.ttl(key) == -1}
+    assert {key.rpartition(":")[2] for key in for_ever} <= WITHOUT_TTL
+    cluster.redis.close()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from queueserve.errors import (
     QueueTimeoutError,
     RequestTimeoutError,
 )
+from queueserve.protocol import Delta
 from queueserve.queue.producer import Limits
 from workers.engines.fake import FakeEngine
 
@@ -43,6 +44,15 @@ async def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(house, r
     assert text == whole[: whole.index(stop)]
     assert end.finish_reason == "stop"
     assert len(tokens) < 40
+
+
+async def test_a_stream_interval_puts_several_tokens_into_one_event(house, read):
+    await house.worker(stream_interval=8)
+    plane = await house.plane()
+    sizes = []
+    async for events in await plane.owner.open(house.job()):
+        sizes += [len(event.tokens) for event in events if isinstance(event, Delta)]
+    assert sizes == [8] * 5
 
 
 async def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sent(house):

@@ -1,0 +1,46 @@
+"""The `queueserve-worker` command: several models in one process, and clear ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def test_one_process_serves_several_models(cluster, until):
+    url, _ = cluster.api()
+    cluster.start(
+        "workers.cli",
+        *("--redis-url", cluster.redis_url, "--engine", "fake"),
+        *("--model-path", "one", "--model-names", "one"),
+        *("--model-path", "two", "--model-names", "two,deux"),
+        name="worker",
+    )
+    client = cluster.client(url)
+    until(lambda: cluster.workers("one") and cluster.workers("two"), "both registrations")
+    assert [model.id for model in client.models.list()] == ["deux", "one", "two"]
+    for model in ("one", "two", "deux"):
+        answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=3)
+        assert answer.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--engine", "vllm"], "no engine 'vllm'"),
+        (["--model-path", "/nowhere/model.gguf"], "there is no file or directory"),
+        (["--model-path", "a", "--model-path", "b", "--model-names", "x"], "once for every"),
+        (["--engine", "fake", "--model-names", "a}b"], "cannot name a model"),
+        (["--engine", "fake", "--chat-template", "nothing"], "no chat template"),
+    ],
+)
+def test_a_configuration_that_cannot_work_ends_with_its_reason(redis_url, arguments, reason):
+    command = [sys.executable, "-m", "workers.cli", "--redis-url", redis_url, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == os.EX_CONFIG
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr
