@@ -1,9 +1,11 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -17,6 +19,7 @@ from queueserve.queue.directory import announce
 from queueserve.queue.inspect import ModelView, Snapshot, WorkerView
 from queueserve.status import render_table
 from queueserve.welcome import Address, welcome
+from workers.cli import main as worker_command
 
 
 @pytest.fixture
@@ -222,3 +225,25 @@ def test_the_welcome_names_what_can_be_pasted(address, lines):
     for line in lines:
         assert line in text
     assert "secret" not in text
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [*main.commands.values(), worker_command], ids=lambda command: command.name
+)
+def test_the_readme_has_every_option(command):
+    options = {
+        option.opts[0]
+        for option in command.params
+        if isinstance(option, click.Option) and option.name != "version"
+    }
+    assert {option for option in options if f"`{option}`" not in README} == set()
+
+
+def test_the_readme_has_no_option_that_is_not_there():
+    commands = [*main.commands.values(), worker_command]
+    options = {option.opts[0] for command in commands for option in command.params}
+    ours = README[README.index("## Commands") : README.index("### Docker")]
+    assert set(re.findall(r"--[a-z][a-z-]+", ours)) - options == set()

@@ -36,6 +36,8 @@ def converted(gguf: Path, cache_dir: Path) -> Path:
     if not made.is_dir():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _only_process(cache_dir / f".{made.name}.lock"):
+            for killed in cache_dir.glob(f".{made.name}-*"):  # what a dead process left
+                shutil.rmtree(killed, ignore_errors=True)
             if not made.is_dir():
                 convert_gguf(gguf, made)
     return made

