@@ -112,7 +112,7 @@ class Run:
         """The output from token `seq` on."""
         pos = self._ends[seq - 1] if seq else 0
         new = len(self.tokens) - seq
-        if new == 1 and self._pieces:
+        if new == 1 and len(self._pieces) > 1:  # the last piece is the last token's
             text = self._pieces[-1] if self.chars > pos else ""
         else:
             text = self.text[pos:]

@@ -45,6 +45,7 @@ class Runner:
         self._interval = stream_interval
         self._runs: dict[str, Run] = {}  # by sequence id: on the engine
         self._held: dict[str, int] = {}  # job → epoch: being prepared, or on the engine
+        self._moved: dict[str, str] = {}  # job → the API server that reads it now, if it has moved
         self._finished: dict[tuple[str, int], tuple[Finish, float]] = {}
         self._tasks = Tasks()
         self._idle = asyncio.Event()
@@ -101,8 +102,10 @@ class Runner:
 
     def resync(self, job: str, seq: int, api: str) -> None:
         """Publish a job's events again from token `seq` on, to the API server that reads it now."""
+        if job in self._held:
+            self._moved[job] = api  # it may be in preparation still
         run = self._runs.get(f"{job}:{self._held.get(job)}")
-        if run is None or seq < 0:
+        if run is None:
             return
         run.api = api
         if run.started:
@@ -124,22 +127,29 @@ class Runner:
         """Take one engine step: the sink."""
         for output in outputs:
             run = self._runs.get(output.id)
-            if run is not None:
+            if run is None:
+                continue
+            try:
                 self._step(run, output)
+            except Exception:  # one bad sequence must not end the others
+                log.exception("job %s failed in the worker", run.id)
+                self._engine.abort(run.sequence_id)
+                unknown = EngineError("The worker could not go on with this job.")
+                self._fail(run.id, run.epoch, run.api, unknown, run.consumer)
 
     def _step(self, run: Run, output: Output) -> None:
         if output.cached_tokens is not None:
             run.cached_tokens = output.cached_tokens
         if output.error is not None:
-            self._remove(run)
             self._fail(run.id, run.epoch, run.api, output.error, run.consumer)
             return
-        if not run.started:
+        if run.started:  # the first tokens took the prompt's time, which is not measured
+            self.meter.tokens += len(output.tokens)
+        else:
             run.started = True
             self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
             self.meter.running(self._started_runs())
         run.feed(output.tokens, output.logprobs)
-        self.meter.tokens += len(output.tokens)
         ended = run.stopped or output.finish is not None
         if delta := run.delta(at_least=1 if ended else self._interval):
             self._publisher.publish(run.api, delta)
@@ -161,6 +171,8 @@ class Runner:
     def _fail(
         self, job: str, epoch: int, api: str, error: QueueServeError, consumer: Consumer
     ) -> None:
+        if run := self._runs.get(f"{job}:{epoch}"):
+            self._remove(run)
         self._publisher.publish(api, Failed(job, epoch, error.code, error.message, error.param))
         reason = {"code": error.code, "message": error.message, "param": error.param}
         self._end(Finish(job, epoch, "failed", orjson.dumps({"error": reason})), consumer)
@@ -173,6 +185,7 @@ class Runner:
 
     def _release(self, job: str) -> None:
         self._held.pop(job, None)
+        self._moved.pop(job, None)
         if not self._held:
             self._idle.set()
 
@@ -198,11 +211,16 @@ class Runner:
                 return  # cancelled, or taken away, while the prompt was made
             self._start(run)
         except QueueServeError as error:
-            self._fail(job.id, epoch, assignment.api, error, consumer)
+            self._refuse(assignment, error, consumer)
         except Exception:
             log.exception("job %s could not be started", job.id)
             unknown = EngineError("The worker could not start this job.")
-            self._fail(job.id, epoch, assignment.api, unknown, consumer)
+            self._refuse(assignment, unknown, consumer)
+
+    def _refuse(self, assignment: Assignment, error: QueueServeError, consumer: Consumer) -> None:
+        job, epoch = assignment.job.id, assignment.epoch
+        if self._held.get(job) == epoch:  # else it was cancelled, or taken away, meanwhile
+            self._fail(job, epoch, self._moved.get(job, assignment.api), error, consumer)
 
     async def _run(self, assignment: Assignment, consumer: Consumer) -> Run:
         prompt = await self._prompter.encode(assignment.job)
@@ -222,6 +240,7 @@ class Runner:
 
     def _start(self, run: Run) -> None:
         self._runs[run.sequence_id] = run
+        run.api = self._moved.get(run.id, run.api)
         sampling = run.assignment.job.sampling
         room = self._engine.info.context_length - len(run.prompt)
         most = room if sampling.max_tokens is None else sampling.max_tokens

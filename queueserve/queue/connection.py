@@ -96,16 +96,15 @@ class Subscription:
         """The next message. Raises RedisUnavailableError when the connection is gone."""
         with translated():
             while True:
-                try:
-                    async with asyncio.timeout(self._interval):
-                        kind, *rest = await self._pubsub.parse_response()
-                except TimeoutError:
+                # With a timeout of its own, or the client's socket_timeout would end the silence.
+                answer = await self._pubsub.parse_response(block=False, timeout=self._interval)
+                if answer is None:
                     if self._pinged:
-                        raise
+                        raise RedisUnavailableError("Redis does not answer.")
                     self._pinged = True
                     await self._pubsub.ping()
                     continue
                 self._pinged = False
-                if kind == b"message":
-                    message: bytes = rest[1]
+                if answer[0] == b"message":
+                    message: bytes = answer[2]
                     return message

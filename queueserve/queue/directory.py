@@ -73,14 +73,18 @@ class Directory:
     async def list(self) -> list[ModelCard]:
         """The models with a live worker, by name. Raises RedisUnavailableError."""
         await self._refresh()
-        pools = sorted(self.pools())
+        cards = self._cards  # another call may put newer ones in its place meanwhile
+        pools = sorted({card.pool for card in cards.values()})
         with translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
+            async with (
+                asyncio.timeout(CALL_TIMEOUT),
+                self._redis.pipeline(transaction=False) as pipe,
+            ):
                 for pool in pools:
                     pipe.zcard(self._keys.pool(pool).alive)
                 counts = dict(zip(pools, await pipe.execute(), strict=True))
         return sorted(
-            (card for card in self._cards.values() if counts[card.pool]),
+            (card for card in cards.values() if counts[card.pool]),
             key=lambda card: card.name,
         )
 

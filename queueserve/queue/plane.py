@@ -33,13 +33,14 @@ async def open_control_plane(
 ) -> AsyncIterator[ControlPlane]:
     """Connect. Redis may come later: until then every call raises RedisUnavailableError."""
     redis = open_redis(redis_url)
+    beating = open_redis(redis_url)  # a heartbeat must not wait in line behind requests
     keys = Keys(prefix)
     functions = Functions(redis)
     directory = Directory(redis, keys)
     producer = Producer(
         functions, keys, heartbeat_timeout=heartbeat_timeout, limits=limits or Limits()
     )
-    reaper = Reaper(functions, keys, heartbeat_timeout=heartbeat_timeout)
+    reaper = Reaper(Functions(beating), keys, heartbeat_timeout=heartbeat_timeout)
     try:
         async with Owner(
             redis, keys, producer, reaper, directory, heartbeat_timeout=heartbeat_timeout
@@ -47,3 +48,4 @@ async def open_control_plane(
             yield ControlPlane(owner, directory)
     finally:
         await redis.aclose()
+        await beating.aclose()

@@ -103,17 +103,21 @@ class Publisher:
     async def _settle(
         self, finishes: list[tuple[Consumer, Finish]], answers: list[bytes | Exception]
     ) -> None:
+        refused: Exception | None = None
         for (_, end), answer in zip(finishes, answers, strict=True):
             if isinstance(answer, ResponseError) and "Function not found" in str(answer):
                 await self._functions.load()  # a new Redis; the finish goes out again
                 self._wake.set()
                 return
             if isinstance(answer, Exception):
-                raise RedisUnavailableError(f"finish: {answer}") from answer
+                refused = answer  # it goes out again; the others must not wait for it
+                continue
             if answer == b"stale":
                 log.info("job %s was finished here, but runs elsewhere", end.job)
             self._finishes.pop((end.job, end.epoch), None)
             self._acknowledged(end)
+        if refused:
+            raise RedisUnavailableError(f"finish: {refused}") from refused
         if self._finishes:
             self._wake.set()
         elif not self._events:

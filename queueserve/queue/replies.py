@@ -30,7 +30,8 @@ async def follow(
     """Call `message` for every message on `channel`, for ever.
 
     What is published while the connection is away is lost: `subscribed` is called after every
-    subscription, the first one too, and `lost` when one ends. The callbacks must not raise.
+    subscription, the first one too, and `lost` when one ends; they must not raise. A message that
+    makes `message` raise is logged and skipped.
     """
     pause = _RETRY
     while True:
@@ -40,7 +41,11 @@ async def follow(
                 subscribed()
                 try:
                     while True:
-                        message(await subscription.next())
+                        body = await subscription.next()
+                        try:
+                            message(body)
+                        except Exception:  # or nothing would ever be heard on this channel again
+                            log.exception("a message on %s could not be handled", channel)
                 finally:
                     lost()
         await asyncio.sleep(pause)
