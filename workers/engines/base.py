@@ -98,9 +98,17 @@ class Tokenizer(Protocol):
 class Engine(Protocol):
     """A running model. Construction is cheap and imports nothing heavy; `start` does the work."""
 
-    info: EngineInfo  # after start
-    tokenizer: Tokenizer  # after start
-    steps: int  # grows with every step, so that a stuck engine can be told from an idle one
+    @property
+    def info(self) -> EngineInfo:
+        """What it is; after start."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's; after start."""
+
+    @property
+    def steps(self) -> int:
+        """A number that grows with every step: a stuck engine can be told from an idle one."""
 
     async def start(self, sink: Sink) -> None:
         """Load the model and be ready. The event loop stays free meanwhile.
