@@ -11,7 +11,7 @@
 #   make test ARGS="-k status"                   any option of pytest
 
 ENGINE ?= auto
-MODEL ?= smollm2
+MODEL ?=
 ARGS ?=
 # The Python to build .venv with; by default the first of these that is 3.11 or newer.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -34,7 +34,8 @@ SERVING := .venv/.light $(SERVE_$(ENGINE))
 .NOTPARALLEL:
 
 serve: $(SERVING)
-	@exec $(BIN)/queueserve up --data-dir .queueserve --engine $(ENGINE) --model-path $(MODEL) $(ARGS)
+	@exec $(BIN)/queueserve up --data-dir .queueserve --engine $(ENGINE) \
+	  $(if $(MODEL),--model-path $(MODEL)) $(ARGS)
 
 install: .venv/.light .venv/.transformers .venv/.dev
 

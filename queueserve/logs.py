@@ -34,10 +34,11 @@ def configure(level: str = "info", log_format: LogFormat = "text") -> None:
 class TextFormatter(logging.Formatter):
     """`12:30:01.250 warning queueserve.up: worker 1 died pid=7 code=-9`."""
 
+    default_time_format = "%H:%M:%S"
     default_msec_format = "%s.%03d"
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(level)s %(name)s: %(message)s%(fields)s", "%H:%M:%S")
+        super().__init__("%(asctime)s %(level)s %(name)s: %(message)s%(fields)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """Give one line, and a traceback below it if the record has one."""

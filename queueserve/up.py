@@ -17,6 +17,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -127,6 +128,8 @@ class Supervisor:
 
     async def _find_redis(self) -> str:
         if self._settings.redis_url is not None:
+            parts = urlsplit(self._settings.redis_url)
+            click.echo(f"Redis    at {parts.hostname}:{parts.port or 6379}")
             return self._settings.redis_url
         directory = self._settings.data_dir / "redis"
         click.echo(f"Redis    starting, with its data in {directory}")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from queueserve import __version__
-from queueserve.errors import InvalidRequestError, QueueServeError
+from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
 from queueserve.options import (
     COUNT,
     heartbeat_option,
@@ -89,7 +89,7 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
     failure: BaseException | None = None
     try:
         asyncio.run(_serve(workers))
-    except* QueueServeError as errors:
+    except* (EngineError, InvalidRequestError) as errors:
         failure = errors.exceptions[0]
     if failure is not None:  # not inside the block: a SystemExit would become part of a group
         _give_up(failure)

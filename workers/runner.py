@@ -105,7 +105,7 @@ class Runner:
         if job in self._held:
             self._moved[job] = api  # it may be in preparation still
         run = self._runs.get(f"{job}:{self._held.get(job)}")
-        if run is None:
+        if run is None or seq < 0:
             return
         run.api = api
         if run.started:
@@ -211,13 +211,15 @@ class Runner:
                 return  # cancelled, or taken away, while the prompt was made
             self._start(run)
         except QueueServeError as error:
-            self._refuse(assignment, error, consumer)
+            self._not_started(assignment, error, consumer)
         except Exception:
             log.exception("job %s could not be started", job.id)
             unknown = EngineError("The worker could not start this job.")
-            self._refuse(assignment, unknown, consumer)
+            self._not_started(assignment, unknown, consumer)
 
-    def _refuse(self, assignment: Assignment, error: QueueServeError, consumer: Consumer) -> None:
+    def _not_started(
+        self, assignment: Assignment, error: QueueServeError, consumer: Consumer
+    ) -> None:
         job, epoch = assignment.job.id, assignment.epoch
         if self._held.get(job) == epoch:  # else it was cancelled, or taken away, meanwhile
             self._fail(job, epoch, self._moved.get(job, assignment.api), error, consumer)

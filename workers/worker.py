@@ -84,6 +84,7 @@ class Worker:
         )
         self._runner: Runner | None = None
         self._consumer: Consumer | None = None
+        self._draining = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load, serve until `stop` is set, drain, close. Raises EngineError if it cannot load."""
@@ -158,8 +159,10 @@ class Worker:
             try:
                 await self._incarnation()
             except _Gone:
-                log.warning("Redis has given this worker's jobs away; joining %s anew", self._pool)
+                log.warning("Redis has given away the jobs of this worker of %s", self._pool)
                 self.runner.drop_all()
+                if self._draining:
+                    return
 
     async def _incarnation(self) -> None:
         worker = f"{process_name()}-{secrets.token_hex(3)}"
@@ -281,6 +284,8 @@ class Worker:
                     raise _Gone
                 if beat.verdict == "register":
                     await self._register(consumer)
+                    if self._draining:
+                        await consumer.drain(leave=False)
                 self._confirmed = sent
                 await self._agree(beat, consumer)
                 if time.monotonic() - announced > _ANNOUNCE_EVERY:
@@ -314,6 +319,7 @@ class Worker:
 
     async def _drain(self, incarnations: asyncio.Task[None]) -> None:
         """Stop pulling, finish what runs within the grace time, give the rest back."""
+        self._draining = True
         consumer = self._consumer
         if consumer is None:
             return

@@ -110,9 +110,15 @@ async def opened(owner: Owner, jobs: Sequence[Job]) -> AsyncIterator[Reader]:
             async with _Many(streams) as reader:
                 yield reader
     finally:
-        await asyncio.wait(opening)  # what is half open cannot be closed; opening is bounded
-        there = [task for task in opening if not task.cancelled() and task.exception() is None]
-        await asyncio.gather(*(task.result().aclose() for task in there))
+        # Shielded: a client that leaves at this very moment must not keep them open.
+        await asyncio.shield(_close(opening))
+
+
+async def _close(opening: Sequence[asyncio.Task[JobStream]]) -> None:
+    await asyncio.wait(opening)  # what is half open cannot be closed; opening is bounded
+    for task in opening:
+        if not task.cancelled() and task.exception() is None:
+            await task.result().aclose()
 
 
 async def beginning(reader: Reader, *, jobs: int, choices: int) -> Batch:

@@ -19,6 +19,7 @@ Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
 _US = 1_000_000
 _CLAIM_WAIT = 10.0  # seconds of one blocking pop
 _CLAIM_MOST = 64
+_EPOCH_DIGITS = 20  # more are not a time in µs, but somebody's joke
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,11 @@ class Consumer:
         hints = (
             [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
         )
-        return [Claim(job, int(epoch)) for epoch, _, job in hints if epoch.isdecimal()]
+        return [
+            Claim(job, int(epoch))
+            for epoch, _, job in hints
+            if epoch.isdecimal() and len(epoch) < _EPOCH_DIGITS
+        ]
 
     async def fetch(self, claims: list[Claim]) -> list[Assignment | ProtocolError | None]:
         """The jobs behind claims, in their order.

@@ -8,12 +8,14 @@ import os
 import secrets
 import socket
 import time
+from functools import partial
 from typing import Self
 
 from redis.asyncio import Redis
 
 from queueserve.errors import (
     CancelledJobError,
+    IdempotencyConflictError,
     QueueServeError,
     RedisUnavailableError,
     ServerExpiredError,
@@ -36,6 +38,7 @@ _SILENT_RUNNING = 3.0  # seconds; a worker says something of each live job every
 _SILENT_QUEUED = 30.0
 _RESYNC_EVERY = 0.5  # seconds; one gap must not ask once per event
 _CLOSE_WITHIN = 3.0
+_TAKEN_OVER = "Another request with this Idempotency-Key took over."
 
 
 class _Session:
@@ -46,6 +49,7 @@ class _Session:
         self.api = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.subscribed = asyncio.Event()
         self.confirmed: dict[str, float] = {}  # pool → when its last good beat was sent
+        self.beating: set[str] = set()  # pools in which it is renewed
         self.tasks = Tasks()
 
 
@@ -109,18 +113,27 @@ class Owner:
 
         Raises QueueFullError, IdempotencyConflictError, RedisUnavailableError, ServerExpiredError.
         """
-        session = self._session
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                await session.subscribed.wait()
+                await self._session.subscribed.wait()
         except TimeoutError:
             raise RedisUnavailableError("Redis does not answer.") from None
+        session = self._session  # it may be another one by now
         stream = JobStream(job, self._close)
         if older := self._open.get(job.id):
-            older.fail(CancelledJobError("Another request with this Idempotency-Key took over."))
+            if older.job != job:  # Redis would say so, too, but the older one must not suffer
+                raise IdempotencyConflictError(
+                    "This Idempotency-Key was used with another request body."
+                )
+            older.fail(CancelledJobError(_TAKEN_OVER))
         self._open[job.id] = stream
+        self._abandoned.pop(job.id, None)  # a cancel from before would let go of this reader
         try:
             standing = await self._submit(session, job)
+            if standing.new:
+                stream.worker = standing.worker
+            else:
+                await self._attend(stream, stream.stand(standing))
         except RedisUnavailableError:
             await stream.aclose()  # it may have been accepted
             raise
@@ -130,10 +143,6 @@ class Owner:
         except BaseException:
             await stream.aclose()
             raise
-        if standing.new:
-            stream.worker = standing.worker
-        else:
-            await self._attend(stream, stream.stand(standing))
         return stream
 
     async def _submit(
@@ -145,13 +154,20 @@ class Owner:
         known: bool = False,
     ) -> Standing:
         sent = lease_clock()
-        new_api = job.pool not in session.confirmed
-        standing = await self._producer.submit(
-            job, session.api, new_api=new_api, resume=resume, known=known
-        )
-        if job.pool not in session.confirmed:
-            session.confirmed[job.pool] = sent
-            session.tasks.start(self._beat(session, job.pool), f"beat {job.pool}")
+        submit = partial(self._producer.submit, job, session.api, resume=resume, known=known)
+        try:
+            standing = await submit(new_api=job.pool not in session.confirmed)
+        except ServerExpiredError:
+            self._lost_registration(session, job.pool, sent)
+            if session is not self._session:
+                raise
+            sent = lease_clock()
+            standing = await submit(new_api=True)
+        if session is self._session:  # else it has expired meanwhile, and must stay so
+            session.confirmed.setdefault(job.pool, sent)
+            if job.pool not in session.beating:
+                session.beating.add(job.pool)
+                session.tasks.start(self._beat(session, job.pool), f"beat {job.pool}")
         return standing
 
     # What arrives
@@ -172,6 +188,8 @@ class Owner:
 
     async def _attend(self, stream: JobStream, need: Need) -> None:
         """Do what the stream needs. What fails now is found again by the watch."""
+        if not self._has_reader(stream):
+            return
         try:
             if need is Need.RESUME:
                 resumed = await self._producer.resume(
@@ -195,7 +213,14 @@ class Owner:
 
     async def _reconcile(self, stream: JobStream) -> None:
         """Ask Redis how the job stands; a Redis that does not know it gets it again."""
+        if not self._has_reader(stream):
+            return
         try:
+            if stream.job.grace:
+                reader = await self._producer.reader(stream.job)
+                if reader not in (None, self.api):  # to submit would take it back
+                    stream.fail(CancelledJobError(_TAKEN_OVER))
+                    return
             standing = await self._submit(
                 self._session, stream.job, stream.continuation, known=True
             )
@@ -204,8 +229,13 @@ class Owner:
         except QueueServeError as error:
             stream.fail(error)
             return
-        if not standing.new:
+        if stream.job.id not in self._open:  # its client left while we asked
+            self._closing.start(self._cancel(stream), f"cancel {stream.job.id}")
+        elif not standing.new:
             await self._attend(stream, stream.stand(standing))
+
+    def _has_reader(self, stream: JobStream) -> bool:
+        return not stream.ended and self._open.get(stream.job.id) is stream
 
     # What leaves
 
@@ -221,8 +251,12 @@ class Owner:
             self._resynced.pop(stream.job.id, None)
 
     async def _cancel(self, stream: JobStream) -> None:
+        if stream.job.id in self._open:
+            return  # a retry reads it again
         try:
-            await self._producer.cancel(stream.job, self.api)
+            # What never arrived must not be barred: a retry will bring it.
+            if not stream.job.grace or await self._producer.reader(stream.job):
+                await self._producer.cancel(stream.job, self.api)
             self._abandoned.pop(stream.job.id, None)
         except RedisUnavailableError:
             until = time.monotonic() + stream.job.timeout
@@ -241,7 +275,7 @@ class Owner:
                     self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
             for job, (stream, until) in list(self._abandoned.items()):
                 if now > until:
-                    del self._abandoned[job]
+                    self._abandoned.pop(job, None)  # a retry may have been faster
                 else:
                     await self._cancel(stream)
 
@@ -255,15 +289,18 @@ class Owner:
             except RedisUnavailableError as error:
                 log.debug("beat: %s", error.message)
             else:
-                if reaped.expired:
-                    self._lost_registration(session, pool)
-                    return
-                session.confirmed[pool] = sent
-                wait = min(reaped.wait, self._timeout / 5)
+                if not reaped.expired:
+                    session.confirmed[pool] = sent
+                    wait = min(reaped.wait, self._timeout / 5)
+                else:
+                    self._lost_registration(session, pool, sent)
+                    if pool not in session.confirmed:
+                        break  # the next submit registers, and begins to beat
             if self._expired(session):
                 self._end_session(session)
-                return
+                break
             await asyncio.sleep(jittered(wait))
+        session.beating.discard(pool)
 
     # The session
 
@@ -293,11 +330,11 @@ class Owner:
         oldest = min(session.confirmed.values(), default=None)
         return oldest is not None and lease_clock() - oldest > self._timeout
 
-    def _lost_registration(self, session: _Session, pool: str) -> None:
-        """Redis does not know us: our time was up, or it has lost data and must be told again."""
+    def _lost_registration(self, session: _Session, pool: str, sent: float) -> None:
+        """Redis did not know us at `sent`: our time was up, or it has lost data."""
         if self._expired(session):
             self._end_session(session)
-        else:
+        elif session.confirmed.get(pool, sent) < sent:  # else it has been told meanwhile
             log.warning("Redis has lost the state of %s; submitting what is open again", pool)
             del session.confirmed[pool]
             self._reconcile_all()

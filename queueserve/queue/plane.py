@@ -33,19 +33,19 @@ async def open_control_plane(
 ) -> AsyncIterator[ControlPlane]:
     """Connect. Redis may come later: until then every call raises RedisUnavailableError."""
     redis = open_redis(redis_url)
-    beating = open_redis(redis_url)  # a heartbeat must not wait in line behind requests
+    lifeline = open_redis(redis_url)  # heartbeats and events must not wait in line behind requests
     keys = Keys(prefix)
     functions = Functions(redis)
     directory = Directory(redis, keys)
     producer = Producer(
         functions, keys, heartbeat_timeout=heartbeat_timeout, limits=limits or Limits()
     )
-    reaper = Reaper(Functions(beating), keys, heartbeat_timeout=heartbeat_timeout)
+    reaper = Reaper(Functions(lifeline), keys, heartbeat_timeout=heartbeat_timeout)
     try:
         async with Owner(
-            redis, keys, producer, reaper, directory, heartbeat_timeout=heartbeat_timeout
+            lifeline, keys, producer, reaper, directory, heartbeat_timeout=heartbeat_timeout
         ) as owner:
             yield ControlPlane(owner, directory)
     finally:
         await redis.aclose()
-        await beating.aclose()
+        await lifeline.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from queueserve.errors import (
 )
 from queueserve.protocol import Continuation, FinishReason, Job, encode
 from queueserve.queue.connection import translated
-from queueserve.queue.functions import Functions
+from queueserve.queue.functions import CALL_TIMEOUT, Functions
 from queueserve.queue.keys import Keys, checked_pool
 
 State: TypeAlias = Literal[
@@ -164,6 +165,14 @@ class Producer:
             int(job.queue_timeout * _US),
         )
         return bool(answer == b"resumed")
+
+    async def reader(self, job: Job) -> str | None:
+        """The API server that reads the job; None for a job that is not there."""
+        key = self._keys.pool(job.pool).job(job.id)
+        with translated():
+            async with asyncio.timeout(CALL_TIMEOUT):
+                reader = await self._functions.redis.hget(key, "api")  # type: ignore[misc]
+        return reader.decode() if reader else None
 
     async def cancel(self, job: Job, api: str) -> str:
         """Stop the job, wherever it is; with a grace time, only let go of it. Returns its state."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 
 import pytest
+from redis.exceptions import RedisError
 
 from queueserve.errors import RedisUnavailableError, ServerExpiredError
 from queueserve.queue.embedded import EmbeddedRedis
+from queueserve.queue.tasks import end
 from workers.engines.fake import FakeEngine
 
 
@@ -53,6 +57,20 @@ async def test_a_stream_survives_a_redis_that_has_forgotten_everything(house, re
         await redis.function_flush()
 
     assert (await read(stream, after=20, then=forget))[:2] == expected
+
+
+async def test_a_stream_survives_a_redis_that_comes_back_empty(house, read, server, tmp_path):
+    await house.worker(FakeEngine(tick=0.01))
+    plane = await house.plane()
+    expected = await undisturbed(house, read, plane)
+    stream = await plane.owner.open(house.job(sampling={"max_tokens": 100}))
+
+    async def lose_all() -> None:
+        server.kill()
+        shutil.rmtree(tmp_path / "redis" / "appendonlydir")
+        await asyncio.to_thread(server.start)
+
+    assert (await read(stream, after=20, then=lose_all))[:2] == expected
 
 
 async def test_queued_requests_survive_a_restart(house, read, server):
@@ -113,6 +131,24 @@ async def test_a_redis_that_hangs_longer_than_the_lease_ends_streams_and_heals(h
     await house.until(lambda: ready(plane), equal=1)
     assert len((await read(await plane.owner.open(house.job())))[1]) == 40
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
+
+
+async def test_heartbeats_do_not_wait_behind_requests(house, read):
+    await house.worker(FakeEngine(tick=0.02))
+    plane = await house.plane()
+    stream = await plane.owner.open(house.job(sampling={"max_tokens": 250}))
+    requests = plane.owner._producer._functions.redis
+
+    async def slow() -> None:
+        while True:
+            with contextlib.suppress(RedisError):
+                await requests.blpop(["nothing"], timeout=2)
+
+    crowd = [asyncio.create_task(slow()) for _ in range(200)]
+    try:
+        assert len((await read(stream))[1]) == 250  # longer than the lease
+    finally:
+        await end(set(crowd))
 
 
 async def test_a_worker_waits_for_a_redis_that_is_not_up_yet(house, read, server):

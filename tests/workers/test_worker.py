@@ -200,6 +200,34 @@ async def test_a_worker_that_leaves_gives_its_jobs_to_another(house, read):
     assert await house.redis.hget("qs:{m}:job:j1", "attempts") == b"1"
 
 
+async def test_a_worker_that_drains_takes_nothing_new_when_it_registers_again(house, redis):
+    _, stop = await house.worker(grace=10.0)
+    plane = await house.plane()
+    stream = await plane.owner.open(house.job(sampling={"max_tokens": 4000}))
+    await anext(stream)
+    (worker,) = await redis.zrange("qs:{m}:alive", 0, -1)
+    registration = f"qs:{{m}}:worker:{worker.decode()}"
+    stop.set()
+    await house.until(lambda: redis.hget(registration, "state"), equal=b"draining")
+    await redis.delete(registration)
+    await house.until(lambda: redis.hget(registration, "state"), equal=b"draining")
+    assert await redis.zcard("qs:{m}:free") == 0
+    await stream.aclose()
+
+
+async def test_an_answer_that_nobody_has_fetched_yet_is_not_run_again(house, redis, monkeypatch):
+    monkeypatch.setattr("queueserve.queue.owner._WATCH", 0.05)
+    monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 0.1)
+    await house.worker()
+    plane = await house.plane()
+    stream = await plane.owner.open(house.job())
+    await house.until(lambda: redis.hget("qs:{m}:job:j0", "state"), equal=b"done")
+    await redis.delete("qs:{m}:job:j0")  # as its time to live does
+    await asyncio.sleep(0.5)
+    assert await redis.exists("qs:{m}:job:j0") == 0
+    await stream.aclose()
+
+
 async def test_a_retry_with_the_same_id_attaches_and_replays_from_the_start(house, read):
     await house.worker()
     one, two = await house.plane(), await house.plane()

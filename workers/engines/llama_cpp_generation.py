@@ -53,7 +53,7 @@ class Generation:
         server: LlamaServer,
         vocabulary: Vocabulary,
         emit: Emit,
-        rest: Callable[[], None],  # the token last emitted is not followed by one in the next step
+        rest: Callable[[], None],  # no more is to come
         cancelled: Callable[[], bool],
     ) -> None:
         self.tokens = list(sequence.generated)
@@ -79,13 +79,19 @@ class Generation:
         """Generate until the end, or until cancelled. Raises as `LlamaServer.complete` does."""
         if len(self.tokens) >= self._limit:
             self._take([], [])
-        while self._finish is None and not self._cancelled():
-            if self._held:
-                self._resolve(self._held)
-            elif self._stepping and self._started:
-                self._step()
-            else:
-                self._stream()
+        try:
+            while self._finish is None and not self._cancelled():
+                self._next()
+        finally:
+            self._rest()
+
+    def _next(self) -> None:
+        if self._held:
+            self._resolve(self._held)
+        elif self._stepping and self._started:
+            self._step()
+        else:
+            self._stream()
 
     def _room(self) -> int:
         # Until min_tokens are there the ends are banned, which takes a request of its own.
@@ -126,7 +132,6 @@ class Generation:
         )
         self._server.complete(request, on_message)
         self._started = True
-        self._rest()
 
     def _progress(self, message: Progress) -> bool:
         if not self._started:
@@ -138,7 +143,7 @@ class Generation:
     def _drawn(self, message: Drawn, missing: int) -> bool:
         """Take what a message brings; True if the request must end here."""
         if missing == 0:
-            self._take([message.token], [message.logprob], more=True)
+            self._take([message.token], [message.logprob])
             return self._finish is not None
         known = self._vocabulary.pieces[message.token]
         data = message.data
@@ -146,7 +151,7 @@ class Generation:
         if data is not None and data.endswith(known):
             candidates = self._vocabulary.held_back(data[: len(data) - len(known)], missing)
         if len(candidates) == 1 and self._sampling.logprobs is None:
-            self._take([*candidates[0], message.token], [], more=True)
+            self._take([*candidates[0], message.token], [])
             return self._finish is not None
         self._held = _Held(candidates, message.token, message.logprob)
         return True
@@ -216,9 +221,7 @@ class Generation:
                 break
         return TokenLogprob(found[0], top[:wanted])
 
-    def _take(
-        self, tokens: list[int], logprobs: list[TokenLogprob | None], *, more: bool = False
-    ) -> None:
+    def _take(self, tokens: list[int], logprobs: list[TokenLogprob | None]) -> None:
         """Add tokens to the output, up to its end."""
         wanted = self._sampling.logprobs
         taken: list[int] = []
@@ -245,4 +248,4 @@ class Generation:
             cached_tokens=self._cached,
         )
         self._cached = None
-        self._emit(output, more=more and self._finish is None)
+        self._emit(output, more=self._finish is None)

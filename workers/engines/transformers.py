@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import itertools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -62,6 +64,7 @@ class TransformersEngine:
         self._revision = revision
         self._cache_dir = cache_dir
         self._batcher: Batcher | None = None
+        self._closed = False
         self._live: dict[str, str] = {}  # sequence → its key in the batcher
         self._numbers = itertools.count()
         self._ends: frozenset[int] = frozenset()
@@ -71,7 +74,7 @@ class TransformersEngine:
         """Satisfies `workers.engines.base.Engine`."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._load)
+        await _in_daemon_thread(self._load)
 
     def _load(self) -> None:
         try:
@@ -90,13 +93,18 @@ class TransformersEngine:
         loaded = load(
             self._directory(), revision=self._revision, dtype=self._dtype, device=self._device
         )
-        size = choose(loaded.model, slots=self._slots, context=self._context_length)
-        batcher = Batcher(loaded.model, size, self._post, self._count_step)
         try:
+            size = choose(loaded.model, slots=self._slots, context=self._context_length)
+            batcher = Batcher(loaded.model, size, self._post, self._count_step)
             batcher.start()
-        except Exception as error:
+        except EngineError:
+            raise
+        except Exception as error:  # transformers raises what it likes
             raise EngineError(f"transformers cannot run {self._model_path}: {error}") from error
         self._batcher = batcher
+        if self._closed:  # nobody waits for it any more
+            batcher.stop(_CLOSE_WITHIN)
+            return
         self._ends = loaded.ends
         self._vocabulary = range(loaded.model.config.get_text_config().vocab_size)
         self.tokenizer = loaded.tokenizer
@@ -165,6 +173,7 @@ class TransformersEngine:
 
     async def close(self) -> None:
         """Satisfies `workers.engines.base.Engine`."""
+        self._closed = True
         self._live.clear()
         batcher, self._batcher = self._batcher, None
         if batcher is not None:
@@ -189,6 +198,32 @@ class TransformersEngine:
             outputs.append(output)
         if outputs:
             self._sink(outputs)
+
+
+async def _in_daemon_thread(call: Callable[[], None]) -> None:
+    """Like `asyncio.to_thread`, but a process that is told to end need not wait for the thread."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error = None
+        try:
+            call()
+        except Exception as problem:  # noqa: BLE001  # it is raised again below
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    await done
 
 
 def _leave_a_core(torch: ModuleType) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
@@ -51,7 +52,8 @@ def load(path: str, *, revision: str | None, dtype: str, device: str | None) -> 
     """Load from a directory or, by its id, from the hub or its cache.
 
     Code that comes with a model is never run. Raises EngineError for a path that is not a model, a
-    checkpoint that is damaged or lacks weights, and a device that is not there.
+    checkpoint that is damaged or lacks weights, a model whose attention cannot be paged, and a
+    device that is not there.
     """
     try:
         return _load(path, revision=revision, dtype=dtype, device=device)
@@ -63,6 +65,7 @@ def load(path: str, *, revision: str | None, dtype: str, device: str | None) -> 
 
 
 def _load(path: str, *, revision: str | None, dtype: str, device: str | None) -> Loaded:
+    disable_progress_bar()  # a worker's output is its log
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
@@ -76,6 +79,9 @@ def _load(path: str, *, revision: str | None, dtype: str, device: str | None) ->
         # transformers would go on with random numbers there.
         names = ", ".join(missing[:3])
         raise EngineError(f"{path} lacks {len(missing)} of the model's weights: {names} …")
+    if not model._supports_attention_backend:  # noqa: SLF001
+        # transformers would batch it without a word, and the tokens would be wrong.
+        raise EngineError(f"transformers cannot batch a {type(model).__name__}")
     if dtype == "auto" and where.type == "cpu":
         model = model.to(_cpu_dtype(model.dtype))
     backend = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)

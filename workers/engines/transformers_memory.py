@@ -70,7 +70,7 @@ def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize
         raise EngineError(f"the model has {known} positions: a context of {context} is too long")
     on_gpu = model.device.type == "cuda"
     slots = slots or (32 if on_gpu else 8)
-    page, chunk = (256, 2048) if on_gpu else (32, 256)
+    page, chunk = (256, 2048) if on_gpu else (32, 128)
     # A page more than a sequence needs, for the token that is computed last and dropped.
     wanted = context or known or _UNKNOWN_CONTEXT
     per_token = _bytes_per_token(model)

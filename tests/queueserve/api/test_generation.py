@@ -44,6 +44,27 @@ async def test_if_one_cannot_be_opened_all_are_closed(hand, count):
     assert hand.closed == ["j-1"] * (count == 3)
 
 
+@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_client_that_leaves_at_any_moment_leaves_nothing_open(hand, count, steps):
+    async def request() -> None:
+        async with opened(hand, jobs(count)) as reader:
+            for index in range(count):
+                hand.start(index)
+                hand.finish(index)
+            while await reader.read():
+                pass
+
+    task = asyncio.create_task(request())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert sorted(hand.closed) == sorted(stream.job.id for stream in hand.streams)
+
+
 async def test_a_failure_is_raised_after_what_came_before_it(hand):
     with pytest.raises(EngineError):  # noqa: PT012 - up to where it is raised
         async with opened(hand, jobs(3)) as reader:

@@ -18,8 +18,8 @@ from queueserve.queue.functions import Functions
 
 _THOROUGH = os.environ.get("QUEUESERVE_HYPOTHESIS") == "thorough"
 _SETTINGS = settings(
-    max_examples=5000 if _THOROUGH else 100,
-    stateful_step_count=100 if _THOROUGH else 40,
+    max_examples=2000 if _THOROUGH else 100,
+    stateful_step_count=60 if _THOROUGH else 40,
     deadline=None,
     derandomize=not _THOROUGH,
     database=None,

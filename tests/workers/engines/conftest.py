@@ -147,8 +147,22 @@ def write_byte_tokenizer(directory):
     ).save_pretrained(directory)
 
 
-def write_tiny_llama(directory, **settings):
+@pytest.fixture(scope="session")
+def write_model():
+    """Saves a model, with a tokenizer of 258 tokens."""
+
+    def write(directory, model):
+        model.save_pretrained(directory)
+        write_byte_tokenizer(directory)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory, write_model):
     """A Llama with random weights, spread so that its likely tokens do not tie."""
+    pytest.importorskip("transformers")
     import torch  # noqa: PLC0415
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
@@ -165,16 +179,8 @@ def write_tiny_llama(directory, **settings):
         "bos_token_id": 256,
         "eos_token_id": 257,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(shape | settings)))
-    model.save_pretrained(directory)
-    write_byte_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory):
-    pytest.importorskip("transformers")
-    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    return write_model(tmp_path_factory.mktemp("tiny-llama"), model)
 
 
 _TALK = (

@@ -1,9 +1,11 @@
 import asyncio
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -198,6 +200,20 @@ async def test_closing_stops_what_runs_and_can_be_done_twice(make_run, tiny_llam
     assert not run.ended(name)
 
 
+async def test_closing_while_the_model_loads_does_not_wait_for_it(tiny_llama):
+    before = threading.enumerate()
+    engine = engine_on(tiny_llama)
+    starting = asyncio.create_task(engine.start(lambda _: None))
+    await asyncio.sleep(0.01)
+    starting.cancel()
+    await engine.close()
+    (loading,) = (thread for thread in threading.enumerate() if thread.name == "loading")
+    await asyncio.to_thread(loading.join)
+    new = set(threading.enumerate()).difference(before)
+    assert "transformers" not in {thread.name for thread in new}
+    assert engine.steps == 1  # it did load
+
+
 async def test_closing_an_engine_that_never_started_does_nothing(tiny_llama):
     await engine_on(tiny_llama).close()
 
@@ -287,6 +303,40 @@ async def test_code_that_comes_with_a_model_is_not_run(tmp_path, tiny_llama):
     assert not (tmp_path / "ran").exists()
 
 
+async def test_a_model_whose_attention_cannot_be_paged_is_refused(tmp_path, write_model):
+    from transformers import BloomConfig, BloomForCausalLM  # noqa: PLC0415
+
+    config = BloomConfig(vocab_size=258, hidden_size=32, n_layer=2, n_head=4)
+    write_model(tmp_path, BloomForCausalLM(config))
+    assert "cannot batch a BloomForCausalLM" in await refusal(tmp_path)
+
+
+async def test_windows_of_attention_are_batched_as_well(make_run, tmp_path, write_model):
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig  # noqa: PLC0415
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        sliding_window=16,
+        initializer_range=0.4,
+    )
+    write_model(tmp_path, Gemma3ForCausalLM(config))
+    run = await make_run(engine_on(tmp_path)).start()
+    prompts = [b"a window of sixteen tokens", b"b" * 40, b"c"]
+    own = {"max_tokens": 12, "ignore_eos": True, "logprobs": 2}
+    results = await asyncio.gather(*(run.generate(prompt, **own) for prompt in prompts))
+    for prompt, result in zip(prompts, results, strict=True):
+        assert_same_up_to_near_ties(result, generate_alone(run, tuple(prompt)))
+    await run.engine.close()
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
@@ -367,8 +417,8 @@ async def test_the_fingerprint_is_of_the_files_and_the_data_type(make_run, tiny_
     assert await fingerprint(copy) != here
 
 
-GAPS = """
-import asyncio, sys, time
+FRESH = """
+import asyncio, json, time
 from workers.engines.transformers import TransformersEngine
 
 async def main():
@@ -384,9 +434,10 @@ async def main():
 
     ticker = asyncio.create_task(tick())
     started = time.perf_counter()
-    engine = TransformersEngine(sys.argv[1], slots=2, context_length=128)
+    engine = TransformersEngine("someone/tiny", slots=2, dtype="float32", revision="v1")
     await engine.start(lambda _: None)
-    print(longest, time.perf_counter() - started)
+    whole = time.perf_counter() - started
+    print(json.dumps([longest, whole, engine.info.context_length, engine.info.fingerprint]))
     running = False
     await ticker
     await engine.close()
@@ -395,17 +446,32 @@ asyncio.run(main())
 """
 
 
-async def test_the_event_loop_turns_while_libraries_and_model_load(tiny_llama):
-    """In a fresh process, where the import of torch is still to come."""
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def fresh_process(tiny_llama, tmp_path_factory):
+    """What a process reports that has imported nothing yet, and finds the model by its hub id."""
+    home = tmp_path_factory.mktemp("hub")
+    stored = home / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_llama, stored / "snapshots" / "0123abc")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "v1").write_text("0123abc")
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", GAPS, str(tiny_llama)],
+        [sys.executable, "-c", FRESH],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=100,
         check=True,
+        env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
     )
-    longest, whole = map(float, done.stdout.split())
+    return json.loads(done.stdout)
+
+
+async def test_a_hub_id_with_a_revision_is_found_in_the_hubs_cache(fresh_process, tiny):
+    assert fresh_process[2:] == [256, tiny.engine.info.fingerprint]
+
+
+async def test_the_event_loop_turns_while_libraries_and_model_load(fresh_process):
+    longest, whole = fresh_process[:2]
     assert longest < whole / 3
 
 

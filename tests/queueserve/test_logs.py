@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import logging, sys
+from queueserve import logs
+
+logs.configure(*sys.argv[1:])
+log = logging.getLogger("queueserve.up")
+log.debug("quiet")
+log.warning("worker %d died", 1, extra={"pid": 7, "code": -9})
+try:
+    {}["x"]
+except KeyError:
+    log.exception("oops")
+logging.getLogger("httpx").info("GET /ready")
+"""
+
+
+@pytest.fixture
+def logged():
+    """What a process that is configured so writes: stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[str, str]:
+        command = [sys.executable, "-c", SCRIPT, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout, done.stderr
+
+    return run
+
+
+def test_lines_for_people(logged):
+    out, err = logged("info", "text")
+    assert out == ""
+    first, second, *traceback = err.splitlines()
+    assert first[12:] == " warning queueserve.up: worker 1 died pid=7 code=-9"
+    assert second[12:] == " error queueserve.up: oops"
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert traceback[-1] == "KeyError: 'x'"
+
+
+def test_json_lines(logged):
+    out, err = logged("info", "json")
+    assert out == ""
+    first, second = map(json.loads, err.splitlines())
+    assert first.pop("time") > 1.7e9
+    assert first == {
+        "level": "warning",
+        "logger": "queueserve.up",
+        "message": "worker 1 died",
+        "pid": 7,
+        "code": -9,
+    }
+    assert second["exception"].endswith("KeyError: 'x'")
+
+
+def test_the_level_decides_what_is_said(logged):
+    assert "quiet" in logged("debug", "text")[1]
+    assert "worker 1 died" not in logged("error", "text")[1]
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_libraries_that_repeat_every_request_are_quiet(logged, level):
+    assert "GET /ready" not in logged(level, "text")[1]

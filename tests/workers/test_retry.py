@@ -1,0 +1,126 @@
+"""A retry with the same Idempotency-Key: one reader at a time, and the last one wins."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from queueserve.errors import CancelledJobError, IdempotencyConflictError, RedisUnavailableError
+from workers.engines.fake import FakeEngine
+
+
+async def no_redis(*_, **__):
+    raise RedisUnavailableError("Redis does not answer.")
+
+
+@pytest.fixture
+def quick_watch(monkeypatch):
+    monkeypatch.setattr("queueserve.queue.owner._WATCH", 0.05)
+
+
+async def test_another_body_under_the_key_leaves_the_first_reader_alone(house, read):
+    await house.worker()
+    plane = await house.plane()
+    job = house.job(grace=5.0)
+
+    async def conflict() -> None:
+        with pytest.raises(IdempotencyConflictError):
+            await plane.owner.open(house.job(id=job.id, sampling={"max_tokens": 3}))
+
+    assert len((await read(await plane.owner.open(job), after=5, then=conflict))[1]) == 40
+
+
+@pytest.mark.usefixtures("quick_watch")
+async def test_a_cancel_that_redis_did_not_hear_does_not_end_the_retry(house, read):
+    await house.worker()
+    plane = await house.plane()
+    job = house.job(grace=0.3, sampling={"max_tokens": 200})
+    first = await plane.owner.open(job)
+    await anext(first)
+    cancel, plane.owner._producer.cancel = plane.owner._producer.cancel, no_redis
+    await first.aclose()
+    await asyncio.sleep(0.02)
+    assert plane.owner._abandoned
+    plane.owner._producer.cancel = cancel
+    assert len((await read(await plane.owner.open(job)))[1]) == 200
+
+
+async def test_a_submit_that_never_arrived_can_be_retried(house, read):
+    await house.worker()
+    plane = await house.plane()
+    job = house.job(grace=5.0)
+    submit, plane.owner._producer.submit = plane.owner._producer.submit, no_redis
+    with pytest.raises(RedisUnavailableError):
+        await plane.owner.open(job)
+    plane.owner._producer.submit = submit
+    await asyncio.sleep(0.1)  # the cancel of what may have arrived
+    assert len((await read(await plane.owner.open(job)))[1]) == 40
+
+
+async def test_the_first_reader_ends_when_a_retry_reads_at_another_server(house, read, monkeypatch):
+    monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 0.5)
+    await house.worker(FakeEngine(tick=0.02))
+    one, two = await house.plane(), await house.plane()
+    job = house.job(grace=5.0, sampling={"max_tokens": 150})
+    first = await one.owner.open(job)
+    await anext(first)
+    second = asyncio.create_task(read(await two.owner.open(job)))
+    with pytest.raises(CancelledJobError, match="took over"):
+        async for _ in first:
+            pass
+    assert not second.done()
+    await first.aclose()
+    assert len((await second)[1]) == 150
+
+
+async def test_a_retry_gets_the_events_of_a_job_that_is_still_being_prepared(
+    house, read, monkeypatch
+):
+    monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 1000.0)  # nothing asks again
+    worker, _ = await house.worker()
+    go_on, encode = asyncio.Event(), worker.runner._prompter.encode
+
+    async def slow(job):
+        await go_on.wait()
+        return await encode(job)
+
+    worker.runner._prompter.encode = slow
+    one, two = await house.plane(), await house.plane()
+    job = house.job(grace=5.0)
+    first = await one.owner.open(job)
+    await house.until(lambda: held(worker), equal=1)
+    await first.aclose()
+    second = await two.owner.open(job)
+    await house.until(lambda: moved(worker), equal=1)
+    go_on.set()
+    assert len((await read(second))[1]) == 40
+    assert await moved(worker) == 0
+
+
+async def held(worker) -> int:
+    return len(worker.runner.running)
+
+
+async def moved(worker) -> int:
+    return len(worker.runner._moved)
+
+
+async def test_a_client_that_leaves_while_its_retry_attaches_leaves_nothing_behind(house):
+    await house.worker()
+    one, two = await house.plane(), await house.plane()
+    job = house.job(grace=5.0, sampling={"max_tokens": 4000})
+    first = await one.owner.open(job)
+    await anext(first)
+    two.owner._producer.resync = lambda *_: asyncio.sleep(60)
+    opening = asyncio.create_task(two.owner.open(job))
+    await house.until(lambda: opened(two), equal=1)
+    await asyncio.sleep(0.1)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert await opened(two) == 0
+    await one.owner._producer.cancel(job, "")
+
+
+async def opened(plane) -> int:
+    return len(plane.owner._open)

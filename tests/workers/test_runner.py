@@ -1,0 +1,100 @@
+"""A job that goes wrong in the worker: it alone fails, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from queueserve.errors import EngineError
+from queueserve.protocol import Job
+from queueserve.queue.consumer import Assignment
+from workers.engines.fake import FakeEngine
+from workers.engines.fake_tokens import WORDS, FakeTokenizer
+from workers.run import Run
+from workers.speed import SpeedMeter
+
+
+class Refusing(FakeEngine):
+    def add(self, sequence):
+        raise RuntimeError(sequence.id)
+
+
+async def test_an_engine_that_raises_on_a_job_fails_it(house):
+    worker, _ = await house.worker(Refusing())
+    plane = await house.plane()
+    stream = await plane.owner.open(house.job())
+    with pytest.raises(EngineError):
+        await anext(stream)
+    assert worker.runner.running == {}
+    assert worker.runner._runs == {}
+
+
+class Breaking(FakeTokenizer):
+    """Its first detokenizer breaks at the tenth token."""
+
+    broken = False
+
+    def detokenizer(self):
+        real = super().detokenizer()
+        return real if self.broken else self._breaking(real)
+
+    def _breaking(self, real):
+        self.broken = True
+        fed = 0
+
+        class Detokenizer:
+            def feed(self, token):
+                nonlocal fed
+                fed += 1
+                if fed == 10:
+                    raise ValueError(token)
+                return real.feed(token)
+
+            def flush(self):
+                return real.flush()
+
+        return Detokenizer()
+
+
+async def test_one_bad_sequence_does_not_disturb_the_others(house, read):
+    engine = FakeEngine(tick=0.01)
+    engine.tokenizer = Breaking()
+    await house.worker(engine)
+    plane = await house.plane()
+    bad = await plane.owner.open(house.job())
+    await anext(bad)
+    good = [await plane.owner.open(house.job()) for _ in range(3)]
+    answers = await asyncio.gather(*map(read, good))
+    assert [len(tokens) for _, tokens, _ in answers] == [40] * 3
+    with pytest.raises(EngineError, match="could not go on"):
+        async for _ in bad:
+            pass
+    assert (await read(await plane.owner.open(house.job())))[:2] == answers[0][:2]
+
+
+def test_the_last_token_can_be_sent_again_after_all_of_them_were():
+    job = Job(id="j", pool="m", model="m", kind="chat")
+    run = Run(
+        Assignment(job, 1, "api", None, cancelled=False),
+        None,
+        prompt=(1,),
+        prompt_hash="",
+        detokenizer=FakeTokenizer().detokenizer(),
+    )
+    run.feed(tuple(WORDS[:4]), None)
+    last = run.since(3)
+    assert run.since(0).text.endswith(last.text)
+    assert run.since(3) == last
+
+
+async def test_answers_of_one_token_do_not_make_a_worker_look_fast(house, read):
+    worker, _ = await house.worker()
+    now = 0.0
+    worker.runner.meter = meter = SpeedMeter(lambda: now)
+    plane = await house.plane()
+    for _ in range(3):
+        await read(await plane.owner.open(house.job(sampling={"max_tokens": 1})))
+    assert meter.tokens == 0
+    await read(await plane.owner.open(house.job()))
+    assert meter.tokens == 39
