@@ -50,6 +50,8 @@ class Run:
         self._published = 0  # tokens in published deltas
         self._detokenizer = detokenizer
         self._stops = StopFilter(assignment.job.sampling.stop)
+        job = assignment.job
+        self._at_start = job.kind == "chat" and not job.continue_final_message
 
     @property
     def id(self) -> str:
@@ -69,7 +71,7 @@ class Run:
     def feed(self, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] | None) -> None:
         """Take new output tokens in, up to a stop string."""
         for at, token in enumerate(tokens):
-            text, self.stopped = self._stops.feed(self._detokenizer.feed(token))
+            text, self.stopped = self._stops.feed(self._opened(self._detokenizer.feed(token)))
             self.tokens.append(token)
             if logprobs:
                 self._logprobs.append(logprobs[at])
@@ -144,6 +146,13 @@ class Run:
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
+
+    def _opened(self, text: str) -> str:
+        """`text` without the space that a SentencePiece model puts before an answer's first word."""
+        if self._at_start and text:
+            self._at_start = False
+            return text.removeprefix(" ")
+        return text
 
     def _grow(self, text: str) -> None:
         if text:
