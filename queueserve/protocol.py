@@ -78,6 +78,7 @@ class Job:
     messages: tuple[Mapping[str, Any], ...] = ()  # kind "chat"
     prompt: str | tuple[int, ...] = ""  # kind "completion": text or token ids
     sampling: Sampling = field(default_factory=Sampling)
+    unset: tuple[str, ...] = ()  # fields of `sampling` left open: the model's own default counts
     tools: tuple[Mapping[str, Any], ...] = ()  # shown to the chat template
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False

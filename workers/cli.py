@@ -159,6 +159,7 @@ def _worker(
             model_names=names,
             chat_template=chat_template,
             model_path=source.origin,
+            defaults=source.sampling,
             **settings,
         ),
     )

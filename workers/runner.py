@@ -22,6 +22,7 @@ from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
 from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.tasks import Tasks
+from workers.defaults import Defaults, with_defaults
 from workers.engines.base import Engine, Output, Sequence
 from workers.prompting import Prompter
 from workers.run import Run
@@ -36,8 +37,15 @@ class Runner:
     """Runs what is assigned, and remembers what it has finished until Redis surely knows."""
 
     def __init__(
-        self, engine: Engine, prompter: Prompter, publisher: Publisher, *, stream_interval: int = 1
+        self,
+        engine: Engine,
+        prompter: Prompter,
+        publisher: Publisher,
+        *,
+        stream_interval: int = 1,
+        defaults: Defaults | None = None,
     ) -> None:
+        self._defaults = defaults or {}
         self.meter = SpeedMeter()
         self._engine = engine
         self._prompter = prompter
@@ -243,7 +251,7 @@ class Runner:
     def _start(self, run: Run) -> None:
         self._runs[run.sequence_id] = run
         run.api = self._moved.get(run.id, run.api)
-        sampling = run.assignment.job.sampling
+        sampling = with_defaults(run.assignment.job, self._defaults)
         room = self._engine.info.context_length - len(run.prompt)
         most = room if sampling.max_tokens is None else sampling.max_tokens
         if run.stopped or len(run.tokens) >= most:  # only the end itself was lost with the worker

@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from queueserve import __version__
@@ -26,6 +26,7 @@ from queueserve.queue.publisher import Publisher
 from queueserve.queue.recovery import Reaper
 from queueserve.queue.replies import follow
 from queueserve.queue.tasks import end, run_together
+from workers.defaults import Defaults
 from workers.engines.base import Engine, Output
 from workers.prompting import Prompter
 from workers.runner import Runner
@@ -53,6 +54,7 @@ class WorkerSettings:
     speed: float | None = None  # relative to the model's fastest worker; None: measured
     chat_template: str | None = None  # a known template or a file; None: the model's own
     model_path: str = ""  # its card may name a template where the model has none
+    defaults: Defaults = field(default_factory=dict)  # sampling that requests leave open
 
 
 class _Gone(Exception):  # noqa: N818 - a message, not an error
@@ -117,6 +119,7 @@ class Worker:
             Prompter(self._engine.tokenizer, template),
             self._publisher,
             stream_interval=self._settings.stream_interval,
+            defaults=self._settings.defaults,
         )
         took = time.monotonic() - began
         log.info("%s is loaded after %.1f s: %s", self._pool, took, self._engine.info)

@@ -27,6 +27,7 @@ _CHARS_PER_TOKEN = 4
 _GRACE = 30.0  # seconds in which a retry with the same Idempotency-Key finds the job still running
 _MAX_KEY_CHARS = 256
 _SEEDS = 2**63
+_MODEL_DECIDES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 _Number = TypeVar("_Number", int, float)
 
@@ -131,6 +132,7 @@ def _job(
         timeout=settings.request_timeout,
         grace=identity.grace,
         request=identity.digest,
+        unset=_unset(request),
     )
 
 
@@ -158,6 +160,13 @@ def _sampling(request: GenerationRequest, seed: int, max_tokens: int | None) -> 
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
     )
+
+
+def _unset(request: GenerationRequest) -> tuple[str, ...]:
+    """Name what the model's own defaults may decide."""
+    if request.top_p == 0:
+        return ()
+    return tuple(name for name in _MODEL_DECIDES if getattr(request, name) is None)
 
 
 def _or(value: _Number | None, default: _Number) -> _Number:

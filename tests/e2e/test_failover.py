@@ -11,27 +11,37 @@ import pytest
 
 SLOW = ("--engine", "fake", "--fake-tick", "0.03")
 PROMPT = [{"role": "user", "content": "Tell me about queues, 請用中文 🙂"}]
+# What is asked, what of the first choice is there when the worker dies, and how it ends.
 CASES = {
-    "greedy": {"temperature": 0},
-    "sampled": {"temperature": 1, "seed": 7},
-    "stop strings": {"temperature": 1, "seed": 11, "stop": ["zzz never", "queue the"]},
-    "two choices": {"temperature": 1, "seed": 3, "n": 2},
+    "greedy": ({"temperature": 0}, "in line queue", "length"),
+    "in a character of several tokens": ({"temperature": 1, "seed": 7}, "reads runs", "length"),
+    "in a stop string, which is held back": (
+        {"temperature": 1, "seed": 11, "stop": ["zzz never", " and, batch key reads the that"]},
+        "日\n🙂日",
+        "stop",
+    ),
+    "two choices": ({"temperature": 1, "seed": 3, "n": 2}, "has fast", "length"),
 }
 
 
-def texts(stream, *, at=None, then=None) -> dict[int, str]:
-    """The text of each choice; after `at` chunks, `then` is called."""
+def texts(stream, *, at=None, then=None) -> dict[int, tuple[str, str]]:
+    """The text of each choice and why it ended.
+
+    `then` is called once, after `at` chunks, or when the first choice has the text `at`.
+    """
     parts: dict[int, str] = {}
     reasons: dict[int, str] = {}
     for count, chunk in enumerate(stream):
-        if count == at:
-            then()
         for choice in chunk.choices:
             parts[choice.index] = parts.get(choice.index, "") + (choice.delta.content or "")
             if choice.finish_reason:
                 reasons[choice.index] = choice.finish_reason
+        if at == count or (isinstance(at, str) and at in parts.get(0, "")):
+            at = None
+            then()
+    assert at is None, "the stream ended before `then`"
     assert reasons.keys() == parts.keys(), "a choice that did not end"
-    return parts
+    return {index: (text, reasons[index]) for index, text in parts.items()}
 
 
 def ask(client, **sampling):
@@ -41,18 +51,23 @@ def ask(client, **sampling):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_text_is_that_of_an_undisturbed_run(cluster, until, case):
+    sampling, cut, reason = CASES[case]
     url, _ = cluster.api()
     client = cluster.client(url)
     cluster.worker(*SLOW)
-    undisturbed = texts(ask(client, **CASES[case]))
+    undisturbed = texts(ask(client, **sampling))
+    assert {why for _, why in undisturbed.values()} == {reason}
     cluster.worker(*SLOW)
+    killed = []
 
     def kill_all_that_run() -> None:
-        for worker in set(cluster.running().values()):
+        killed.extend(set(cluster.running().values()))
+        for worker in killed:
             os.kill(cluster.pid_of(worker), signal.SIGKILL)
         cluster.worker(*SLOW)
 
-    assert texts(ask(client, **CASES[case]), at=20, then=kill_all_that_run) == undisturbed
+    assert texts(ask(client, **sampling), at=cut, then=kill_all_that_run) == undisturbed
+    assert killed
     until(lambda: not cluster.running(), "the slots being free again")
 
 

@@ -21,6 +21,14 @@ from queueserve.status import render_table
 from queueserve.welcome import Address, welcome
 from workers.cli import main as worker_command
 
+COMMANDS = [*main.commands.values(), worker_command]
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    return [
+        each for each in command.params if isinstance(each, click.Option) and each.name != "version"
+    ]
+
 
 @pytest.fixture
 def run(monkeypatch):
@@ -54,10 +62,10 @@ def test_help_loads_no_heavy_library():
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
-@pytest.mark.parametrize("command", ["serve", "up", "status", "chat"])
-def test_every_option_has_its_variable_and_help_shows_it(run, command):
-    shown = run(command, "--help", terminal_width=1000).output
-    options = [part for part in main.commands[command].params if isinstance(part, click.Option)]
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_option_has_its_variable_and_help_shows_it(command):
+    shown = CliRunner().invoke(command, ["--help"], terminal_width=1000).output
+    options = options_of(command)
     assert options
     for option in options:
         variable = "QUEUESERVE_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
@@ -230,20 +238,13 @@ def test_the_welcome_names_what_can_be_pasted(address, lines):
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "command", [*main.commands.values(), worker_command], ids=lambda command: command.name
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_readme_has_every_option(command):
-    options = {
-        option.opts[0]
-        for option in command.params
-        if isinstance(option, click.Option) and option.name != "version"
-    }
+    options = {option.opts[0] for option in options_of(command)}
     assert {option for option in options if f"`{option}`" not in README} == set()
 
 
 def test_the_readme_has_no_option_that_is_not_there():
-    commands = [*main.commands.values(), worker_command]
-    options = {option.opts[0] for command in commands for option in command.params}
+    options = {option.opts[0] for command in COMMANDS for option in command.params}
     ours = README[README.index("## Commands") : README.index("### Docker")]
     assert set(re.findall(r"--[a-z][a-z-]+", ours)) - options == set()

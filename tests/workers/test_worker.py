@@ -281,3 +281,14 @@ async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
     assert await house.redis.hget("qs:{m}:job:bad", "state") == b"failed"
     assert len((await read(await plane.owner.open(house.job())))[1]) == 40
+
+
+async def test_a_models_default_counts_where_the_request_leaves_it_open(house, read):
+    await house.worker(defaults={"temperature": 0.0})
+    plane = await house.plane()
+    seeds = [{"temperature": 1.0, "seed": seed} for seed in (1, 2)]
+    drawn = [await read(await plane.owner.open(house.job(sampling=seed))) for seed in seeds]
+    assert drawn[0][1] != drawn[1][1]
+    left_open = [house.job(sampling=seed, unset=("temperature",)) for seed in seeds]
+    greedy = [await read(await plane.owner.open(job)) for job in left_open]
+    assert greedy[0][1] == greedy[1][1]

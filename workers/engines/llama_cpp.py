@@ -156,7 +156,6 @@ class LlamaCppEngine:
         self._pool.shutdown(wait=False)
         working = [asyncio.wrap_future(work) for work in list(self._working)]
         unfinished = (await asyncio.wait(working, timeout=_CLOSING))[1] if working else set()
-        await self.tokenizer.close()
         if unfinished:
             log.error("llama.cpp does not end its step; its memory stays taken")
             return

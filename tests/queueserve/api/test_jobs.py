@@ -36,6 +36,7 @@ def test_a_plain_chat():
             kind="chat",
             messages=(USER,),
             sampling=Sampling(seed=7),
+            unset=("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
             tenant="default",
             priority=8,
             cost=258,
@@ -97,6 +98,16 @@ def test_null_is_the_default_everywhere():
     assert completion("a", **dict.fromkeys(fields)) == completion("a")
 
 
+def test_a_value_that_is_set_is_not_the_models_to_decide():
+    left_open = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    (job,) = chat()
+    assert job.unset == left_open
+    (job,) = chat(temperature=1, top_k=-1)
+    assert job.unset == ("top_p", "min_p", "repetition_penalty")
+    (job,) = chat(top_p=0)
+    assert (job.sampling.temperature, job.unset) == (0.0, ())
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -108,7 +119,7 @@ def test_null_is_the_default_everywhere():
         {"modalities": ["text"]},
         {"echo": False},
         {"add_generation_prompt": True},
-        {"n": 1, "temperature": 1, "top_p": 1, "top_k": -1, "service_tier": "auto"},
+        {"n": 1, "service_tier": "auto"},
         {"reasoning_effort": "high", "verbosity": "low", "store": True, "prediction": {}},
         {"parallel_tool_calls": True, "safety_identifier": "x", "prompt_cache_key": "y"},
         {"nobody_knows_this": [1]},

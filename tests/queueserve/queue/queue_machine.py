@@ -150,7 +150,7 @@ class QueueMachine(RuleBasedStateMachine):
         name = f"j{self.submitted * 377 % 1000:03}"  # not in alphabetical order
         self.submit_from(slot, Order(name, **order), known=known)
 
-    # Hypothesis leaves out some rules for a while; of these two, one is nearly always there.
+    # Hypothesis leaves out some rules for a while; of the next two, one is nearly always there.
 
     @rule(data=st.data(), jobs=arrivals, ends=endings)
     def work_goes_on(
@@ -158,21 +158,28 @@ class QueueMachine(RuleBasedStateMachine):
     ) -> None:
         for slot, order in jobs:
             self.submit_new(slot, order)
+        self.finish_some(data, ends)
+
+    @rule(data=st.data(), ends=endings, wrong=st.sampled_from(["", "", "epoch", "api"]))
+    def a_worker_crashes_and_comes_back(
+        self, data: st.DataObject, ends: list[tuple[str, int]], wrong: str
+    ) -> None:
+        self.submit_new("a", {})
+        if self.workers:
+            worker = data.draw(st.sampled_from(sorted(self.workers)))
+            slots, speed = self.workers.pop(worker)
+            self.reap(dead=worker)
+            self.a_worker_joins(slots, speed)
+        for name in self.in_state("orphaned"):
+            job = self.model.jobs[name]
+            api = "someone" if wrong == "api" else job.api
+            self.say_resume(name, job.epoch - (wrong == "epoch"), api)
+        self.finish_some(data, ends)
+
+    def finish_some(self, data: st.DataObject, ends: list[tuple[str, int]]) -> None:
         for outcome, cost in ends:
             if self.in_state("running"):
                 self.finish(data.draw(st.sampled_from(self.in_state("running"))), outcome, cost)
-
-    @rule(jobs=arrivals, ends=endings)
-    def work_goes_on_and_orphans_too(
-        self, jobs: list[Arrival], ends: list[tuple[str, int]]
-    ) -> None:
-        for orphan in self.in_state("orphaned"):
-            self.say_resume(orphan, self.model.jobs[orphan].epoch, self.model.jobs[orphan].api)
-        for slot, order in jobs:
-            self.submit_new(slot, order)
-        for outcome, cost in ends:
-            for job in self.in_state("running")[:1]:
-                self.finish(job, outcome, cost)
 
     @rule(slot=st.sampled_from(SLOTS), order=orders)
     def submit_what_was_acknowledged_before(self, slot: str, order: dict[str, Any]) -> None:
@@ -202,14 +209,6 @@ class QueueMachine(RuleBasedStateMachine):
         job = data.draw(st.sampled_from([*self.model.jobs, "never seen"]))
         api = slot and self.api(slot)
         assert self.ask("cancel", job, api) == self.model.cancel(job, api)
-
-    @precondition(lambda self: self.in_state("orphaned"))
-    @rule(data=st.data(), wrong=st.sampled_from(["", "epoch", "api"]))
-    def resume(self, data: st.DataObject, wrong: str) -> None:
-        name = data.draw(st.sampled_from(self.in_state("orphaned")))
-        job = self.model.jobs[name]
-        api = "someone" if wrong == "api" else job.api
-        self.say_resume(name, job.epoch - (wrong == "epoch"), api)
 
     # Workers
 
