@@ -20,7 +20,7 @@ CASES = {
         "日\n🙂日",
         "stop",
     ),
-    "two choices": ({"temperature": 1, "seed": 3, "n": 2}, "has fast", "length"),
+    "two choices": ({"temperature": 1, "seed": 3, "n": 2}, "from step", "length"),
 }
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from workers.engines.transformers import TransformersEngine
 
 PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
+    "<s>A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "USER: hello ASSISTANT:"
 )
@@ -37,9 +37,8 @@ async def test_it_chats_with_the_template_that_it_does_not_ship(
     plane = await house.plane()
     chat = house.job(sampling={"max_tokens": 12})
     text, tokens, end = await read(await plane.owner.open(chat))
-    completion = house.job(
-        kind="completion", messages=(), prompt=PROMPT, sampling={"max_tokens": 12}
-    )
-    assert (text, tokens) == (await read(await plane.owner.open(completion)))[:2]
+    prompt = await engine.tokenizer.encode(PROMPT, add_special=False)
+    same = house.job(kind="completion", messages=(), prompt=prompt, sampling={"max_tokens": 12})
+    assert (text, tokens) == (await read(await plane.owner.open(same)))[:2]
     assert len(tokens) == 12
     assert end.finish_reason == "length"
