@@ -3,10 +3,10 @@
 The normal way is one streamed request for all tokens. llama.cpp's server has a habit that matters
 here: while the output ends inside a character it sends nothing, and then one message with the text
 of all tokens since, but the id of the last one only. The others follow from their number and bytes.
-Where that leaves a choice (a few emoji) the slot's cache decides: it holds the true tokens, and
-llama.cpp says how many of them a prompt has in common with it. Where there is nothing to go by (the
-request ended inside a character) the lost tokens are drawn again, one request a token, which always
-tells its id.
+Where that leaves a choice (a few emoji) the likeliest is checked against the slot's cache: it holds
+the true tokens, and llama.cpp says how many of them a prompt has in common with it. Where there is
+nothing to go by (the request ended inside a character, say) the lost tokens are drawn again, and
+the rest too, by one request a token, which always tells its id.
 """
 
 from __future__ import annotations
@@ -158,38 +158,29 @@ class Generation:
 
     def _resolve(self, held: _Held) -> None:
         self._held = None
-        candidates = held.candidates
-        if len(candidates) > 1:
-            candidates = self._narrowed(candidates, held.last)
-        if len(candidates) != 1:
+        tokens = next(iter(held.candidates), ())
+        if not tokens or (len(held.candidates) > 1 and not self._confirmed(tokens, held.last)):
             self._stepping = True
             return
-        tokens = candidates[0]
         logprobs = [held.logprob]
         if self._sampling.logprobs is not None:
             before = [self._logprob(tokens[:at], token) for at, token in enumerate(tokens)]
             logprobs = [*before, held.logprob]
         self._take([*tokens, held.last], logprobs)
 
-    def _narrowed(self, candidates: list[tuple[int, ...]], last: int) -> list[tuple[int, ...]]:
-        """Ask the slot's cache about the first candidate; what remains possible."""
-        before = [*self._sequence.prompt, *self.tokens]
-        first = candidates[0]
-        tried = [*before, *first, last]
-        plain = self._vocabulary.plain_token()
-        answer = self._server.answer(
-            requests.look(tried, slot=self._slot, forced=plain, alternatives=0)
+    def _confirmed(self, tokens: tuple[int, ...], last: int) -> bool:
+        """Whether the slot's cache has these tokens after what is known.
+
+        If it has not, that tells little: the cache of some models cannot go back in part.
+        """
+        known = [*self._sequence.prompt, *self.tokens, *tokens]
+        request = requests.look(
+            [*known, last],
+            slot=self._slot,
+            forced=self._vocabulary.plain_token(),
+            alternatives=0,
         )
-        same = answer.cached - len(before)
-        if same >= len(first):
-            return [first]
-        if same < 0:
-            return []  # the cache could not be used
-        return [
-            other
-            for other in candidates
-            if other[:same] == first[:same] and other[same] != first[same]
-        ]
+        return self._server.answer(request).cached >= len(known)
 
     def _step(self) -> None:
         request = requests.draw(

@@ -33,10 +33,8 @@ STORY = "Once upon a time there was a"
 CHARACTERS = {
     "emoji": "😀🎉🥀🇩🇪👩‍🚀",
     "chinese": "你好世界这是中文",
-    "spaced": " 好 们 是 很 中",
     "arabic": "مرحبا بالعالم",
     "georgian": " გამარჯობა",
-    "korean": "안녕하세요 세계",
 }
 
 
@@ -54,15 +52,15 @@ async def story(run):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often the cache of a slot had to be asked, and what for."""
+    """What the cache of a slot was asked for, and its answers."""
     seen = []
-    narrowed = Generation._narrowed
+    confirmed = Generation._confirmed
 
-    def noted(self, candidates, last):
-        seen.append((candidates, narrowed(self, candidates, last)))
+    def noted(self, tokens, last):
+        seen.append((tokens, confirmed(self, tokens, last)))
         return seen[-1][1]
 
-    monkeypatch.setattr(Generation, "_narrowed", noted)
+    monkeypatch.setattr(Generation, "_confirmed", noted)
     return seen
 
 
@@ -133,7 +131,8 @@ async def test_an_emoji_that_can_be_written_in_two_ways_is_told_as_it_was_writte
         result = await run.generate(prompt, max_tokens=9, logit_bias=bias)
         assert result.tokens == prompt[:9]
         assert run.text(result.tokens) == "🥀🥀🥀"
-    assert asked == [(ways, [way]) for way in ways for _ in range(3)]
+    # Where the first way is wrong the rest is drawn token by token, and nothing need be asked.
+    assert asked == [(ways[0], True)] * 3 + [(ways[0], False)]
 
 
 async def test_logprobs_of_tokens_that_llama_cpp_does_not_tell(run):
@@ -240,12 +239,6 @@ async def test_an_empty_prompt_is_refused(run):
     assert result.error.param == "prompt"
 
 
-async def test_seeds_differ_and_none_of_them_means_any():
-    seeds = {requests.seed_at(seed, index) for seed in (0, 1, -1, 1 << 63) for index in range(9)}
-    assert len(seeds) == 36
-    assert all(0 <= seed < 0xFFFFFFFF for seed in seeds)
-
-
 # The cache
 
 
@@ -286,23 +279,22 @@ async def test_more_sequences_than_slots_wait_for_their_turn(run, story):
 async def test_an_abort_within_a_long_prompt_frees_the_slot_after_a_step(run):
     await idle(run)
     chance = random.Random(7)
-    prompt = tuple(chance.randrange(1000, 40000) for _ in range(1900))
+    prompt = tuple(chance.randrange(1000, 40000) for _ in range(1000))
     before = run.engine.steps
-    names = [run.add(prompt[index:], max_tokens=5) for index in range(2)]
+    name = run.add(prompt, max_tokens=5)
     async with asyncio.timeout(60):
         while run.engine.steps < before + 2:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
-    for name in names:
-        run.engine.abort(name)
+    run.engine.abort(name)
     at = run.engine.steps
     await idle(run)
-    assert run.engine.steps - at <= 4  # of some thirty
-    assert all(run.outputs(name) == [] for name in names)
+    assert run.engine.steps - at <= 2  # of eight
+    assert run.outputs(name) == []
 
 
 async def test_aborts_at_any_time_lose_no_slot_and_let_nothing_through(run, story):
     chance = random.Random(3)
-    for _ in range(12):
+    for _ in range(6):
         names = [run.add(story, max_tokens=30, ignore_eos=True) for _ in range(4)]
         await asyncio.sleep(chance.random() * 0.1)
         chance.shuffle(names)
