@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 CONFIGURATION_ERROR = os.EX_CONFIG
 """The exit status of a process that would fail again: it is not started again."""
+_USAGE_ERROR = 2  # what click, and most commands, end with for arguments that make no sense
 
 _FIRST_DELAY = 0.5  # seconds
 _LONGEST_DELAY = 30.0
@@ -59,7 +60,7 @@ class Child:
             status = await self._run_once()
             if self._stopping.is_set():
                 return
-            if status == CONFIGURATION_ERROR:
+            if status in {CONFIGURATION_ERROR, _USAGE_ERROR}:
                 raise ChildConfigurationError(f"{self.name} cannot run with this configuration")
             if time.monotonic() - began > _STEADY:
                 delay = _FIRST_DELAY

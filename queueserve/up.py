@@ -8,6 +8,7 @@ when that is killed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -95,8 +96,9 @@ class Supervisor:
         if self._stop.is_set():
             self._hurry.set()
             return
-        click.echo("Stopping: what runs may finish. Once more to stop at once.")
         self._stop.set()
+        with contextlib.suppress(OSError):  # nobody reads us any more: stop all the same
+            click.echo("Stopping: what runs may finish. Once more to stop at once.")
 
     def _keep(self, task: Coroutine[None, None, None]) -> None:
         self._tasks.append(asyncio.create_task(task))

@@ -244,6 +244,20 @@ def test_a_signal_ends_everything(start, until, number):
     assert "Traceback" not in up.said
 
 
+def test_a_signal_ends_everything_also_when_nobody_reads_the_output(tmp_path, until):
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "queueserve.cli", "up", "--data-dir", str(tmp_path), *FAKE]
+    process = subprocess.Popen(command, stdout=write)
+    os.close(write)
+    try:
+        assert os.read(read, 5) == b"Redis"
+        os.close(read)
+        process.terminate()
+        process.wait(timeout=20)
+    finally:
+        process.kill()
+
+
 def test_a_running_answer_is_finished_before_the_end(start):
     up = start(*FAKE, "--", "--fake-tick", "0.05")
     body = {"model": "fake", "prompt": "x", "max_tokens": 30, "ignore_eos": True, "stream": True}

@@ -54,8 +54,9 @@ async def test_what_ends_again_and_again_waits_longer_each_time(run, caplog):
     assert delays[:4] == [0.01, 0.02, 0.04, 0.08]
 
 
-async def test_a_configuration_error_is_not_tried_again(run):
-    ran = run("raise SystemExit(78)")
+@pytest.mark.parametrize("status", [78, 2])
+async def test_a_configuration_error_is_not_tried_again(run, status):
+    ran = run(f"raise SystemExit({status})")
     with pytest.raises(ChildConfigurationError, match="a child cannot run"):
         await asyncio.wait_for(ran.task, BOUND)
     assert len(ran.ended) == 1

@@ -8,6 +8,8 @@ from queue_model import Model
 from queue_records import Order
 from queue_remote import Remote
 
+from queueserve.queue.keys import PoolKeys
+
 _CLASS = 2**48
 _FIELDS = ("state", "epoch", "worker", "attempts", "api", "cancel", "detached")
 
@@ -35,6 +37,7 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
             *(("HMGET", keys.worker(worker), "running", "state") for worker in workers),
             *(("SMEMBERS", keys.by_api(api)) for api in apis),
             *(("HMGET", keys.job(job), *_FIELDS) for job in jobs),
+            ("KEYS", "*"),
         )
     )
     queue, alive, known_apis, due = (_scores(next(answers)) for _ in sets)
@@ -55,7 +58,20 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
         "running": {worker: int(row[0]) for worker, row in shown.items() if row[0] is not None},
         "by_api": {api: {job.decode() for job in next(answers)} for api in apis},
         "jobs": {job: _job(next(answers)) for job in jobs},
+        "left behind": _left_behind(keys, next(answers), workers, apis),
     }
+
+
+def _left_behind(
+    keys: PoolKeys, found: list[bytes], workers: list[str], apis: list[str]
+) -> set[str]:
+    """The keys of workers and API servers that are gone."""
+    per_worker = (keys.worker, keys.lease, keys.inbox)
+    rightful = {of(worker) for of in per_worker for worker in workers}
+    rightful |= {keys.by_api(api) for api in apis}
+    kinds = tuple(of("") for of in (*per_worker, keys.by_api))
+    names = {name.decode() for name in found}
+    return {name for name in names if name.startswith(kinds)} - rightful
 
 
 def _may_take(name: str, alive: dict[str, int], shown: dict[str, Any], now: int) -> bool:
@@ -108,6 +124,7 @@ def model_view(model: Model) -> dict[str, Any]:
             name: {field: getattr(job, field) for field in _FIELDS}
             for name, job in model.jobs.items()
         },
+        "left behind": set(),
     }
 
 

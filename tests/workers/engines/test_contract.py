@@ -36,7 +36,6 @@ async def fake(make_run):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def llama_cpp(make_run, smollm2_gguf):
-    pytest.importorskip("xllamacpp")
     from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
 
     engine = LlamaCppEngine(str(smollm2_gguf), slots=4, context_length=256)
