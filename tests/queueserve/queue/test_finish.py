@@ -148,6 +148,19 @@ async def test_an_epoch_is_the_time_of_its_dispatch(pool):
     assert epochs == [pool.time - 1_500_000, pool.time, pool.time + 1]
 
 
+async def test_without_a_test_the_clock_is_the_server_s(pool, functions):
+    async def server_time():
+        seconds, microseconds = await pool.redis.time()
+        return seconds * 1_000_000 + microseconds
+
+    await functions.call("freeze", pool.root, "")
+    await functions.call("clock", pool.root, 0)
+    await pool.register("w")
+    before = await server_time()
+    await pool.submit("j")
+    assert before < await pool.epoch("j") < await server_time()
+
+
 async def test_epochs_grow_when_redis_has_lost_its_state(pool):
     await pool.register("w", slots=2)
     await pool.submit("j")
@@ -181,6 +194,10 @@ async def test_a_job_keeps_its_fence_when_the_clock_goes_back_and_the_state_is_l
     await pool.wait(-3600)
     await pool.reap(dead="w")
     assert await pool.epoch("j") == before + 1
+    await pool.redis.delete(pool.keys.state)
+    await pool.resume("j", before + 1)
+    await pool.register("w2")
+    assert (await pool.state("j"), await pool.epoch("j")) == ("running", before + 2)
 
 
 async def test_a_job_that_redis_has_lost_comes_back_under_a_higher_epoch(pool):

@@ -117,6 +117,14 @@ async def test_an_orphan_without_a_reader_is_cancelled(pool):
     assert await pool.state("j") == "cancelled"
 
 
+async def test_an_orphan_whose_reader_redis_does_not_know_is_cancelled_at_once(pool):
+    await pool.register("w")
+    await pool.submit("j", "a")
+    await pool.redis.delete(pool.keys.apis)
+    await pool.reap(dead="w")
+    assert await pool.state("j") == "cancelled"
+
+
 async def test_a_silent_reader_is_told_again_and_then_the_job_fails(pool):
     await pool.register("w")
     await pool.submit("j")

@@ -230,6 +230,7 @@ async def test_a_job_deleted_by_hand_is_skipped_and_frees_its_place(pool):
     await pool.redis.delete(pool.keys.job("j"))
     await pool.register("w")
     assert await pool.queued() == []
+    assert not await pool.redis.exists(pool.keys.due)
     assert (await pool.submit("running")).state == "running"
     assert (await pool.submit("k")).state == "queued"
     await pool.finish("w", "running")
