@@ -28,6 +28,7 @@ from queueserve.errors import ProtocolError
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 JobKind: TypeAlias = Literal["chat", "completion"]
+ConstraintKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
 CLASSES = 16
 """Priority classes: 0 goes first, 15 last."""
@@ -57,6 +58,20 @@ class Sampling:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the output must match; the engine allows only tokens that keep to it.
+
+    `value` is the JSON text of a schema, a regular expression that the whole output matches, the
+    JSON list of the texts to choose from, or a grammar (GBNF or EBNF); for "json_object" it is
+    empty. `param` is the field of the request that it comes from: an error about it names that.
+    """
+
+    kind: ConstraintKind
+    value: str = ""
+    param: str = "response_format"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
     """Where an interrupted job goes on: all that another worker needs to pick it up exactly."""
@@ -79,6 +94,7 @@ class Job:
     prompt: str | tuple[int, ...] = ""  # kind "completion": text or token ids
     sampling: Sampling = field(default_factory=Sampling)
     unset: tuple[str, ...] = ()  # fields of `sampling` left open: the model's own default counts
+    constraint: Constraint | None = None  # None: the output is free
     tools: tuple[Mapping[str, Any], ...] = ()  # shown to the chat template
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
@@ -267,6 +283,8 @@ def decode_job(body: bytes) -> Job:
         data = _tuples(Job, orjson.loads(body))
         sampling = _tuples(Sampling, data.pop("sampling"))
         bias = {int(token): float(by) for token, by in sampling.pop("logit_bias", {}).items()}
+        if constraint := data.pop("constraint", None):
+            data["constraint"] = Constraint(**_tuples(Constraint, constraint))
         return Job(**data, sampling=Sampling(**sampling, logit_bias=bias))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"not a job: {error}") from error

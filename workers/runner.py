@@ -264,6 +264,7 @@ class Runner:
                 prompt=run.prompt,
                 generated=tuple(run.tokens),
                 sampling=replace(sampling, max_tokens=most),
+                constraint=run.assignment.job.constraint,
             )
         )
 

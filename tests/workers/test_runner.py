@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
-from queueserve.errors import EngineError
-from queueserve.protocol import Job
+from queueserve.errors import EngineError, InvalidRequestError
+from queueserve.protocol import Constraint, Job
 from queueserve.queue.consumer import Assignment
 from workers.engines.fake import FakeEngine
 from workers.engines.fake_tokens import WORDS, FakeTokenizer
@@ -28,6 +29,29 @@ async def test_an_engine_that_raises_on_a_job_fails_it(house):
         await anext(stream)
     assert worker.runner.running == {}
     assert worker.runner._runs == {}
+
+
+class Listening(FakeEngine):
+    """Notes what it is asked for."""
+
+    def __init__(self):
+        super().__init__(tick=0)
+        self.asked = []
+
+    def add(self, sequence):
+        self.asked.append(sequence)
+        super().add(sequence)
+
+
+async def test_an_engine_is_told_what_its_output_must_match(house):
+    engine = Listening()
+    await house.worker(engine)
+    plane = await house.plane()
+    constraint = Constraint("choice", '["yes","no"]', param="guided_choice")
+    await anext(await plane.owner.open(house.job(constraint=None)))
+    with contextlib.suppress(InvalidRequestError):
+        await anext(await plane.owner.open(house.job(constraint=constraint)))
+    assert [sequence.constraint for sequence in engine.asked] == [None, constraint]
 
 
 class Breaking(FakeTokenizer):

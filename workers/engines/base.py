@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from queueserve.errors import QueueServeError
-from queueserve.protocol import FinishReason, Sampling, TokenLogprob
+from queueserve.errors import InvalidRequestError, QueueServeError
+from queueserve.protocol import Constraint, FinishReason, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,24 @@ class Sequence:
     `generated` is not empty when the sequence is continued here after another worker died. It
     counts for penalties, for `min_tokens` and `max_tokens` (which include it), and as the index of
     a seeded sampler. `sampling.stop` is not the engine's business; `stop_token_ids` and the
-    end-of-sequence tokens (unless `ignore_eos`) are.
+    end-of-sequence tokens (unless `ignore_eos`) are. The output, `generated` included, matches
+    `constraint`; an engine that cannot see to that ends the sequence with an error.
     """
 
     id: str
     prompt: tuple[int, ...]
     generated: tuple[int, ...] = ()
     sampling: Sampling
+    constraint: Constraint | None = None
+
+
+def constraint_refusal(sequence: Sequence, engine: str) -> InvalidRequestError | None:
+    """The error for a sequence with a constraint, from an engine that can enforce none."""
+    if sequence.constraint is None:
+        return None
+    return InvalidRequestError(
+        f"the {engine} engine cannot constrain its output", param=sequence.constraint.param
+    )
 
 
 @dataclass(frozen=True, slots=True)

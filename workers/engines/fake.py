@@ -16,7 +16,14 @@ from itertools import islice
 import queueserve
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError, QueueServeError
 from queueserve.protocol import FinishReason, Sampling, TokenLogprob
-from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.base import (
+    EngineInfo,
+    Output,
+    Sequence,
+    Sink,
+    Tokenizer,
+    constraint_refusal,
+)
 from workers.engines.fake_tokens import EOS, UNITS, VOCABULARY, WORDS, FakeTokenizer
 
 _BLOCK = 8  # tokens that one hash decides; characters never cross a block
@@ -158,7 +165,7 @@ def _refusal(sequence: Sequence, room: int) -> QueueServeError | None:
             return InvalidRequestError(
                 f"token {unknown} is not in the vocabulary of {len(VOCABULARY)}", param=param
             )
-    return None
+    return constraint_refusal(sequence, "fake")
 
 
 class FakeEngine:

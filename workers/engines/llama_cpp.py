@@ -17,7 +17,7 @@ from pathlib import Path
 
 from queueserve.errors import ContextLengthExceededError, EngineError, QueueServeError
 from workers.engines import gguf_header, llama_cpp_requests, llama_cpp_sizing
-from workers.engines.base import EngineInfo, Output, Sequence, Sink
+from workers.engines.base import EngineInfo, Output, Sequence, Sink, constraint_refusal
 from workers.engines.fingerprint import fingerprint
 from workers.engines.llama_cpp_gathering import Gathering
 from workers.engines.llama_cpp_generation import Generation
@@ -135,6 +135,8 @@ class LlamaCppEngine:
                 f"{self.info.context_length}",
                 param="prompt",
             )
+        if refusal := constraint_refusal(sequence, "llama_cpp"):
+            raise refusal
 
     def abort(self, sequence_id: str) -> None:
         """Stop a sequence; its thread sees it at its next message from llama.cpp."""

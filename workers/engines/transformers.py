@@ -23,7 +23,14 @@ from queueserve.errors import (
     InvalidRequestError,
     QueueServeError,
 )
-from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.base import (
+    EngineInfo,
+    Output,
+    Sequence,
+    Sink,
+    Tokenizer,
+    constraint_refusal,
+)
 from workers.engines.conversion import converted, default_cache_dir
 
 if TYPE_CHECKING:
@@ -163,7 +170,7 @@ class TransformersEngine:
             unknown = next((token for token in tokens if token not in self._vocabulary), None)
             if unknown is not None:
                 return InvalidRequestError(f"the model has no token {unknown}", param=param)
-        return None
+        return constraint_refusal(sequence, "transformers")
 
     def abort(self, sequence_id: str) -> None:
         """Satisfies `workers.engines.base.Engine`."""

@@ -12,7 +12,7 @@ from queueserve.errors import (
     RequestTimeoutError,
     ServerExpiredError,
 )
-from queueserve.protocol import Continuation, decode_job
+from queueserve.protocol import Constraint, Continuation, decode_job
 from queueserve.queue.producer import Limits, Result, encode_result
 
 AT = Continuation(tokens=(1, 2), chars=3, prompt_hash="p", fingerprint="f")
@@ -37,8 +37,10 @@ async def test_a_job_with_a_free_slot_runs_at_once(pool):
 
 async def test_what_the_worker_fetches_is_what_was_submitted(pool):
     await pool.register("w")
-    job = pool.job("j", prompt="Grüße 🙂", priority=3, tenant="a:b c")
-    await pool.submit("j", prompt="Grüße 🙂", priority=3, tenant="a:b c", resume=AT)
+    own = {"prompt": "Grüße 🙂", "priority": 3, "tenant": "a:b c"}
+    own["constraint"] = Constraint("regex", "a+|ß", param="guided_regex")
+    job = pool.job("j", **own)
+    await pool.submit("j", **own, resume=AT)
     body, resume = await pool.redis.hmget(pool.keys.job("j"), "body", "resume")
     assert decode_job(body) == job
     assert resume == b'{"tokens":[1,2],"chars":3,"prompt_hash":"p","fingerprint":"f"}'

@@ -49,11 +49,17 @@ class Run:
         self.calls.append(list(outputs))
         self._moved.set()
 
-    def add(self, prompt, generated=(), *, id=None, **sampling):  # noqa: A002
+    def add(self, prompt, generated=(), *, id=None, constraint=None, **sampling):  # noqa: A002
         name = id or f"sequence-{next(self._ids)}"
         own = Sampling(**({"temperature": 0.0} | sampling))
         self.engine.add(
-            Sequence(id=name, prompt=tuple(prompt), generated=tuple(generated), sampling=own)
+            Sequence(
+                id=name,
+                prompt=tuple(prompt),
+                generated=tuple(generated),
+                sampling=own,
+                constraint=constraint,
+            )
         )
         return name
 

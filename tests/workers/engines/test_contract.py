@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError
+from queueserve.protocol import Constraint
 from workers.engines.fake import FakeEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -354,6 +355,16 @@ async def test_a_token_that_the_model_does_not_know_is_refused_and_others_go_on(
     other = run.add(story, max_tokens=5, ignore_eos=True)
     result = await run.generate((*story, 10_000_000), max_tokens=1)
     assert isinstance(result.error, InvalidRequestError)
+    assert len((await run.end(other)).tokens) == 5
+
+
+async def test_a_constraint_that_cannot_be_enforced_is_refused_and_others_go_on(run, story):
+    other = run.add(story, max_tokens=5, ignore_eos=True)
+    constraint = Constraint("choice", '["yes","no"]', param="guided_choice")
+    result = await run.generate(story, max_tokens=5, constraint=constraint)
+    assert isinstance(result.error, InvalidRequestError)
+    assert result.error.param == "guided_choice"
+    assert result.tokens == ()
     assert len((await run.end(other)).tokens) == 5
 
 
