@@ -4,7 +4,8 @@
 
 `type` is invalid_request_error for what the client must change, rate_limit_error for what it must
 do later, server_error for the rest. `code` is stable. A failure that shows after the answer has
-begun is the same object as an event of the stream (`sse.error_frame`).
+begun is the same object as an event of the stream (`sse.error_frame`). Paths whose clients expect
+Anthropic's shape get that (`errors_anthropic`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
+from queueserve.api import errors_anthropic
 from queueserve.errors import QueueFullError, QueueServeError
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,31 @@ def error_body(status: int, message: str, *, code: str | None, param: str | None
     return orjson.dumps({"error": error})
 
 
+class _ErrorResponse(Response):
+    """Takes the shape that its path's clients expect when it is sent.
+
+    So whoever makes one, a layer around all routes, say, need not know the path.
+    """
+
+    def __init__(
+        self, status: int, message: str, body: bytes, headers: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(body, status, headers, media_type="application/json")
+        self._message = message
+        self._extra = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        if not errors_anthropic.is_anthropic(scope["path"]):
+            await super().__call__(scope, receive, send)
+            return
+        body = errors_anthropic.error_body(
+            self.status_code, self._message, request_id=scope["state"].get("request_id")
+        )
+        response = Response(body, self.status_code, self._extra, media_type="application/json")
+        await response(scope, receive, send)
+
+
 def error_response(
     status: int,
     message: str,
@@ -82,12 +110,17 @@ def error_response(
 ) -> Response:
     """Return an answer that says what is wrong."""
     body = error_body(status, message, code=code, param=param)
-    return Response(body, status, headers, media_type="application/json")
+    return _ErrorResponse(status, message, body, headers)
+
+
+def status_of(error: QueueServeError) -> int:
+    """Return the HTTP status of a domain error."""
+    return _STATUS.get(error.code, 500)
 
 
 def domain_error_body(error: QueueServeError) -> bytes:
     """Return the JSON object of a domain error, for a stream that has begun."""
-    status = _STATUS.get(error.code, 500)
+    status = status_of(error)
     return error_body(status, error.message, code=error.code, param=error.param)
 
 
@@ -105,7 +138,7 @@ def _retry_headers(error: QueueServeError, status: int) -> dict[str, str]:
 
 def domain_error_response(error: QueueServeError) -> Response:
     """Return the answer for a domain error."""
-    status = _STATUS.get(error.code, 500)
+    status = status_of(error)
     headers = _retry_headers(error, status)
     return error_response(
         status, error.message, code=error.code, param=error.param, headers=headers

@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from queueserve.api.generation import Batch
-from queueserve.api.sse import DONE, frame
+from queueserve.api.sse import DONE, KEEP_ALIVE, error_frame, frame
+from queueserve.errors import QueueServeError
 from queueserve.protocol import Delta, Event, Finished, Started
 
 
@@ -154,6 +155,8 @@ class Whole:
 class Chunks:
     """The events of a stream."""
 
+    keep_alive = KEEP_ALIVE
+
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
         self._tally = Tally(reply.choices)
@@ -181,6 +184,10 @@ class Chunks:
             return DONE
         head = self._reply.head(self._reply.shape.part, self._fingerprint)
         return frame(orjson.dumps(head | {"choices": [], "usage": self._tally.usage()})) + DONE
+
+    def failure(self, error: QueueServeError) -> bytes:
+        """Return the frame that ends the stream with a failure."""
+        return error_frame(error)
 
     def _other(self, index: int, event: Event) -> list[bytes]:
         shape = self._reply.shape

@@ -34,13 +34,14 @@ def error_frame(error: QueueServeError) -> bytes:
 class EventStream:
     """An answer that has begun: entering sends its head.
 
-    After `keep_alive` seconds without a byte it sends a comment, which clients ignore and proxies
+    After `interval` seconds without a byte it sends `keep_alive`, which clients ignore and proxies
     take for life. `end` must follow once all else that the request holds has been given back.
     """
 
-    def __init__(self, send: Send, *, keep_alive: float) -> None:
+    def __init__(self, send: Send, *, interval: float, keep_alive: bytes = KEEP_ALIVE) -> None:
         self._send = send
-        self._interval = keep_alive
+        self._interval = interval
+        self._comment = keep_alive
         self._written = time.monotonic()
         self._writing = False
 
@@ -72,4 +73,4 @@ class EventStream:
                 continue
             self._written = time.monotonic()
             if not self._writing:
-                await self.write(KEEP_ALIVE)
+                await self.write(self._comment)

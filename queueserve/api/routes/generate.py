@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from queueserve.api.answers import StreamAnswer, WholeAnswer
 from queueserve.api.jobs import Identity, tenant_of
-from queueserve.api.render import Reply, Shape
+from queueserve.api.render import Chunks, Reply, Shape, Whole
 from queueserve.api.requests import Services
 from queueserve.api.schemas.generation import GenerationRequest
 from queueserve.protocol import Job
@@ -50,5 +50,11 @@ def answer(
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     if not body.stream:
-        return WholeAnswer(services.owner, jobs, reply)
-    return StreamAnswer(services.owner, jobs, reply, keep_alive=services.settings.keep_alive)
+        return WholeAnswer(services.owner, jobs, Whole(reply))
+    return StreamAnswer(
+        services.owner,
+        jobs,
+        Chunks(reply),
+        choices=reply.choices,
+        keep_alive=services.settings.keep_alive,
+    )

@@ -91,7 +91,7 @@ async def test_no_comment_is_sent_while_a_write_waits():
         if message.get("body"):
             await gate.wait()
 
-    async with EventStream(send, keep_alive=0.01) as stream:
+    async with EventStream(send, interval=0.01) as stream:
         writing = asyncio.create_task(stream.write(b"data: 1\n\n"))
         await asyncio.sleep(0.1)
         assert sent == [None, b"data: 1\n\n"]
