@@ -17,6 +17,8 @@ ARGS ?=
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # Empty: the CPU build of the version in constraints.txt.
 TORCH ?=
+# Tests at once: end-to-end tests wait most of the time, so one more than the cores of a small machine.
+TEST_JOBS ?= 3
 
 BIN := .venv/bin
 # Twice quiet: errors only.
@@ -40,7 +42,7 @@ serve: $(SERVING)
 install: .venv/.light .venv/.transformers .venv/.dev
 
 test: install
-	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check
