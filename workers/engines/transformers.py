@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -32,6 +30,7 @@ from workers.engines.base import (
     constraint_refusal,
 )
 from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.loading import in_daemon_thread
 
 if TYPE_CHECKING:
     from workers.engines.transformers_batching import Batcher, Step
@@ -81,7 +80,7 @@ class TransformersEngine:
         """Satisfies `workers.engines.base.Engine`."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        await _in_daemon_thread(self._load)
+        await in_daemon_thread(self._load)
 
     def _load(self) -> None:
         try:
@@ -205,32 +204,6 @@ class TransformersEngine:
             outputs.append(output)
         if outputs:
             self._sink(outputs)
-
-
-async def _in_daemon_thread(call: Callable[[], None]) -> None:
-    """Like `asyncio.to_thread`, but a process that is told to end need not wait for the thread."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        error = None
-        try:
-            call()
-        except Exception as problem:  # noqa: BLE001  # it is raised again below
-            error = problem
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    await done
 
 
 def _leave_a_core(torch: ModuleType) -> None:

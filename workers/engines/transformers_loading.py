@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,28 +13,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
+from workers.engines.loading import checkpoint_files
 from workers.engines.transformers_tokenizer import TransformersTokenizer
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
-
-# In the order in which transformers looks for them.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +71,7 @@ def _load(path: str, *, revision: str | None, dtype: str, device: str | None) ->
         model=model.eval(),
         tokenizer=TransformersTokenizer(backend),
         ends=_ends(model, backend),
-        fingerprint=fingerprint(_files(directory), str(model.dtype)),
+        fingerprint=fingerprint(checkpoint_files(directory), str(model.dtype)),
     )
 
 
@@ -113,16 +94,3 @@ def _ends(model: Model, backend: Any) -> frozenset[int]:
     if ends is None:
         return frozenset()
     return frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def _files(directory: Path) -> list[Path]:
-    """The files that decide the tokens."""
-    found = [directory / name for name in _SETTINGS if (directory / name).is_file()]
-    for name in _WEIGHTS:
-        if (path := directory / name).is_file():
-            found.append(path)
-            if name.endswith(".index.json"):
-                shards = set(json.loads(path.read_bytes())["weight_map"].values())
-                found += [directory / shard for shard in shards]
-            break
-    return found

@@ -1,0 +1,68 @@
+"""Loading a model takes long and blocks: where it is done, and which files are the model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+# In the order in which transformers looks for them.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files of a model's directory that decide the tokens."""
+    found = [directory / name for name in _SETTINGS if (directory / name).is_file()]
+    for name in _WEIGHTS:
+        if (path := directory / name).is_file():
+            found.append(path)
+            if name.endswith(".index.json"):
+                shards = set(json.loads(path.read_bytes())["weight_map"].values())
+                found += [directory / shard for shard in shards]
+            break
+    return found
+
+
+async def in_daemon_thread(call: Callable[[], None]) -> None:
+    """Like `asyncio.to_thread`, but a process that is told to end need not wait for the thread."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error = None
+        try:
+            call()
+        except Exception as problem:  # noqa: BLE001  # it is raised again below
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    await done
