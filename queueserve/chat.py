@@ -58,10 +58,16 @@ class Chat:
 
 @contextmanager
 def open_chat(
-    url: str, model: str | None, *, temperature: float, max_tokens: int
+    url: str,
+    model: str | None,
+    *,
+    temperature: float,
+    max_tokens: int,
+    api_key: str | None = None,
 ) -> Iterator[Chat]:
     """Connect to the server at `url`. Raises ChatError."""
-    with httpx.Client(base_url=url, timeout=_PATIENCE) as client:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE) as client:
         yield Chat(client, model or _first_model(client), temperature, max_tokens)
 
 

@@ -18,6 +18,7 @@ from queueserve import __version__
 from queueserve.errors import QueueServeError
 from queueserve.options import (
     COUNT,
+    NAMES,
     SECONDS,
     heartbeat_option,
     log_options,
@@ -25,7 +26,7 @@ from queueserve.options import (
     options,
     redis_options,
 )
-from queueserve.settings import ApiSettings
+from queueserve.settings import ApiSettings, Cors
 
 if TYPE_CHECKING:
     from queueserve.up import UpSettings
@@ -82,6 +83,22 @@ _request_options = options(
         help="Turns an Idempotency-Key into a job id; the same on all API servers.",
     ),
 )
+_access_options = options(
+    option(
+        "--api-keys",
+        type=NAMES,
+        help="Keys with commas between them; who has none gets 401. Everybody on this machine can "
+        "read a command line: the variable is the better place.",
+    ),
+    option(
+        "--allowed-origins",
+        type=NAMES,
+        help="Origins whose pages may ask, in a browser: commas between them, or *.",
+    ),
+    option("--allowed-methods", type=NAMES, default="*", help="What such pages may send."),
+    option("--allowed-headers", type=NAMES, default="*", help="What such pages may send."),
+    option("--allow-credentials", is_flag=True, help="Such pages may send cookies, too."),
+)
 _tls_options = options(
     option("--ssl-keyfile", type=_FILE, help="TLS: the private key."),
     option("--ssl-keyfile-password", help="TLS: the key's password."),
@@ -115,13 +132,25 @@ def main() -> None:
 @_address_options
 @redis_options
 @_request_options
+@_access_options
 @_tls_options
 @option("--ssl-ca-certs", type=_FILE, help="TLS: who must have signed a client's certificate.")
 @heartbeat_option
 @_grace_option
 @log_options
 def serve(
-    redis_url: str | None, prefix: str, grace: float, log_level: str, log_format: Any, **rest: Any
+    redis_url: str | None,
+    prefix: str,
+    grace: float,
+    log_level: str,
+    log_format: Any,
+    *,
+    api_keys: tuple[str, ...] | None,
+    allowed_origins: tuple[str, ...] | None,
+    allowed_methods: tuple[str, ...],
+    allowed_headers: tuple[str, ...],
+    allow_credentials: bool,
+    **rest: Any,
 ) -> None:
     """Run an API server. Any number of them may share a Redis."""
     from queueserve import logs
@@ -130,7 +159,19 @@ def serve(
     logs.configure(log_level, log_format)
     redis_url = redis_url or _DEFAULT.redis_url
     try:
-        settings = ApiSettings(redis_url=redis_url, key_prefix=prefix, shutdown_grace=grace, **rest)
+        settings = ApiSettings(
+            redis_url=redis_url,
+            key_prefix=prefix,
+            shutdown_grace=grace,
+            api_keys=api_keys or (),
+            cors=Cors(
+                origins=allowed_origins or (),
+                methods=allowed_methods,
+                headers=allowed_headers,
+                credentials=allow_credentials,
+            ),
+            **rest,
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     run(settings)
@@ -146,6 +187,7 @@ def serve(
 @option("--model-names", multiple=True, help="Its names, with commas; once per --model-path.")
 @option("--workers", type=COUNT, default=1, help="Workers, each a process with the model.")
 @_request_options
+@_access_options
 @_tls_options
 @heartbeat_option
 @_grace_option
@@ -185,11 +227,14 @@ def status(redis_url: str | None, prefix: str, *, as_json: bool) -> None:
 @option("--message", help="Ask this alone and print the answer.")
 @option("--temperature", type=click.FloatRange(0, 2), default=0.7, help="0 is always the same.")
 @option("--max-tokens", type=COUNT, default=512, help="The longest answer.")
-def chat(message: str | None, url: str, model: str | None, **sampling: Any) -> None:
+@option("--api-key", help="Where the server wants one.")
+def chat(
+    message: str | None, url: str, model: str | None, api_key: str | None, **sampling: Any
+) -> None:
     """Talk to a model."""
     from queueserve.chat import converse, open_chat, say
 
-    with open_chat(url, model, **sampling) as talk:
+    with open_chat(url, model, api_key=api_key, **sampling) as talk:
         if message is None:
             converse(talk)
         else:
@@ -214,14 +259,13 @@ def _up_settings(given: dict[str, Any]) -> UpSettings:
         workers=given["workers"],
         model=", ".join(models) or "the fake engine",
         tls=given["ssl_certfile"] is not None,
+        keyed=given["api_keys"] is not None,
         api_arguments=_arguments(values, *_FOR_BOTH, *_FOR_THE_API),
         worker_arguments=(
             *_arguments(values, *_FOR_BOTH, *_FOR_WORKERS),
             *given["worker_options"],
         ),
-        secrets={
-            f"QUEUESERVE_{name.upper()}": given[name] for name in _SECRET if given[name] is not None
-        },
+        secrets=_secrets(given),
     )
 
 
@@ -233,21 +277,40 @@ _FOR_THE_API = (
     "max_queue_per_tenant",
     "max_body_bytes",
     "keep_alive",
+    "allowed_origins",
+    "allowed_methods",
+    "allowed_headers",
+    "allow_credentials",
     "ssl_keyfile",
     "ssl_certfile",
 )
 _FOR_WORKERS = ("engine", "model_path", "model_names", "data_dir")
-_SECRET = ("ssl_keyfile_password", "idempotency_secret")
+_SECRET = ("ssl_keyfile_password", "idempotency_secret", "api_keys")
+_NAMES = ("api_keys", "allowed_origins", "allowed_methods", "allowed_headers")  # one value each
+
+
+def _secrets(given: dict[str, Any]) -> dict[str, str]:
+    """The variables for what must not stand on a command line."""
+    return {
+        f"QUEUESERVE_{name.upper()}": ",".join(given[name]) if name in _NAMES else given[name]
+        for name in _SECRET
+        if given[name] is not None
+    }
 
 
 def _arguments(values: dict[str, Any], *names: str) -> tuple[str, ...]:
     """The command line that gives another command the same values."""
     line: list[str] = []
     for name in names:
-        value = values[name]
+        value, flag = values[name], "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            line += [flag] if value else []
+            continue
+        if name in _NAMES and value is not None:
+            value = ",".join(value)
         for each in value if isinstance(value, tuple) else (value,):
             if each is not None:
-                line += ["--" + name.replace("_", "-"), str(each)]
+                line += [flag, str(each)]
     return tuple(line)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import orjson
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -26,7 +27,29 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
+class _Names(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them, or a JSON list of them, as FastChat's commands take it."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = value.split(",")
+        if value.lstrip().startswith("["):
+            try:
+                names = orjson.loads(value)
+            except ValueError:
+                self.fail("this is no JSON list", param, ctx)
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            self.fail("every name must have a character", param, ctx)
+        return tuple(name.strip() for name in names)
+
+
 SECONDS = _Seconds()
+NAMES = _Names()
 COUNT = click.IntRange(min=1)
 
 

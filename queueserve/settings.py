@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 IDEMPOTENCY_SECRET = "queueserve"  # noqa: S105 - a known default, see ApiSettings
 """The default; who knows it and another tenant's Idempotency-Key knows that request's job id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cors:
+    """Which pages of other origins a browser may let read the answers: by default, none."""
+
+    origins: tuple[str, ...] = ()  # "*": all
+    methods: tuple[str, ...] = ("*",)
+    headers: tuple[str, ...] = ("*",)
+    credentials: bool = False  # cookies and the like, too
+
+    def __post_init__(self) -> None:
+        if self.credentials and "*" in self.origins:
+            raise ValueError("allow_credentials needs allowed_origins by name: * would mean all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +44,8 @@ class ApiSettings:
     max_queue_per_tenant: int = 5_000
     max_body_bytes: int = 16 * 1024 * 1024
     keep_alive: float = 15.0  # silence after which a stream gets a comment
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody may ask
+    cors: Cors = Cors()
     shutdown_grace: float = 30.0  # for running requests, once the server was told to stop
     idempotency_secret: str = IDEMPOTENCY_SECRET
     ssl_keyfile: Path | None = None

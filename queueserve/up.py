@@ -54,9 +54,10 @@ class UpSettings:
     workers: int
     model: str  # as shown while it loads
     tls: bool
+    keyed: bool  # requests need an API key
     api_arguments: tuple[str, ...]
     worker_arguments: tuple[str, ...]
-    secrets: Mapping[str, str]  # environment variables of the processes
+    secrets: Mapping[str, str]  # environment variables of the API server
 
 
 class UpError(QueueServeError):
@@ -156,13 +157,17 @@ class Supervisor:
     def _start_children(self, redis_url: str, port: int) -> None:
         settings = self._settings
         self._redis = open_redis(redis_url)
-        address = Address("https" if settings.tls else "http", settings.host, port, redis_url)
+        scheme = "https" if settings.tls else "http"
+        address = Address(scheme, settings.host, port, redis_url, keyed=settings.keyed)
         # Everybody can read a command line, and a URL may hold a password.
-        env = {**os.environ, **settings.secrets, "QUEUESERVE_REDIS_URL": redis_url}
+        env = {**os.environ, "QUEUESERVE_REDIS_URL": redis_url}
+        for name in settings.secrets:
+            env.pop(name, None)
         click.echo(f"API      starting on {address.url}")
         where = ("--host", settings.host, "--port", str(port))
         command = _python("queueserve.cli", "serve", *where, *settings.api_arguments)
-        self._api = [Child("the API server", command, env=env, ended=_nothing_to_do)]
+        api_env = {**env, **settings.secrets}
+        self._api = [Child("the API server", command, env=api_env, ended=_nothing_to_do)]
         click.echo(f"Worker   loading {settings.model}")
         command = _python("workers.cli", *settings.worker_arguments)
         self._workers = [

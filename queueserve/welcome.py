@@ -24,6 +24,7 @@ class Address:
     host: str  # as it is bound
     port: int
     redis_url: str
+    keyed: bool = False  # requests need an API key
 
     @property
     def url(self) -> str:
@@ -51,8 +52,9 @@ def _curl(address: Address, model: str) -> str:
         "temperature": 0,  # a small model needs it to make sense, and a bound to come to an end
         "max_tokens": 64,
     }
+    key = '-H "Authorization: Bearer $QUEUESERVE_API_KEY" ' if address.keyed else ""
     return (
-        f"curl {address.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"curl {address.url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
         f"-d {shlex.quote(orjson.dumps(body).decode())}"
     )
 

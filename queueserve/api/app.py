@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from queueserve import __version__
-from queueserve.api import errors
+from queueserve.api import auth, errors
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
@@ -17,6 +18,9 @@ from queueserve.api.routes import chat, completions, health, models
 from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
 from queueserve.settings import ApiSettings
+
+_EXPOSED = ("x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms")
+"""What a page of another origin may read of an answer's headers."""
 
 OpenControlPlane: TypeAlias = Callable[[ApiSettings], AbstractAsyncContextManager[ControlPlane]]
 
@@ -45,7 +49,7 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
         async with open_plane(settings) as plane:
             yield {"services": Services(settings, plane.owner, plane.directory)}
 
-    app = FastAPI(
+    app = _App(
         title="QueueServe",
         version=__version__,
         lifespan=lifespan,
@@ -56,9 +60,41 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
     app.include_router(_v1())
     app.include_router(health.router)
     errors.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestHeaders)  # the last one added is the outermost
+    _surround(app, settings)
     return app
+
+
+class _App(FastAPI):
+    """Its /openapi.json tells of API keys, if they are asked for."""
+
+    wants_key = False
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document; made once."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            if self.wants_key:
+                auth.document(document)
+        assert self.openapi_schema is not None  # noqa: S101 - made above
+        return self.openapi_schema
+
+
+def _surround(app: _App, settings: ApiSettings) -> None:
+    """Put the layers around all routes; the last one added is the outermost."""
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.api_keys:
+        app.wants_key = True
+        app.add_middleware(auth.Authentication, keys=auth.ApiKeys(settings.api_keys))
+    if settings.cors.origins:  # outside of keys: a browser asks first, without one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_methods=settings.cors.methods,
+            allow_headers=settings.cors.headers,
+            allow_credentials=settings.cors.credentials,
+            expose_headers=_EXPOSED,
+        )
+    app.add_middleware(RequestHeaders)
 
 
 def _v1() -> APIRouter:

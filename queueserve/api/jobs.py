@@ -39,14 +39,15 @@ class Identity:
     reply_id: str  # the id that the client sees
     job_id: str  # the jobs are called `<job_id>-<index>`
     seed: int  # for requests that bring none
+    tenant: str = DEFAULT_TENANT  # whose turn it takes in the queue
     digest: str = ""  # of the body; with an Idempotency-Key only
     grace: float = 0.0  # seconds
 
     @classmethod
-    def fresh(cls, prefix: str) -> Self:
+    def fresh(cls, prefix: str, *, tenant: str = DEFAULT_TENANT) -> Self:
         """Make a new one; ids begin with `prefix`."""
         reply_id = f"{prefix}-{secrets.token_hex(16)}"
-        return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32))
+        return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32), tenant=tenant)
 
     @classmethod
     def of_key(cls, prefix: str, *, key: str, tenant: str, body: bytes, secret: str) -> Self:
@@ -65,14 +66,19 @@ class Identity:
             reply_id=f"{prefix}-{name[:16].hex()}",
             job_id=f"idem-{name[:16].hex()}",
             seed=int.from_bytes(name[16:20]),
+            tenant=tenant,
             digest=hashlib.blake2b(body, digest_size=16).hexdigest(),
             grace=_GRACE,
         )
 
 
-def tenant_of(request: GenerationRequest) -> str:
-    """Return whose turn a request takes in fair queueing: OpenAI's `user` field."""
-    return request.user or DEFAULT_TENANT
+def tenant_of(request: GenerationRequest, *, key: str | None = None) -> str:
+    """Return whose turn a request takes in fair queueing.
+
+    With API keys it is the key's, `key`: who holds one gets no more by inventing users. Without
+    keys it is OpenAI's `user` field.
+    """
+    return key or request.user or DEFAULT_TENANT
 
 
 def chat_jobs(
@@ -126,7 +132,7 @@ def _job(
         model=request.model,
         kind="completion",
         sampling=_sampling(request, identity.seed, max_tokens),
-        tenant=tenant_of(request),
+        tenant=identity.tenant,
         priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
         queue_timeout=settings.queue_timeout,
         timeout=settings.request_timeout,

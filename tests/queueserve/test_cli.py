@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from queueserve import __version__
-from queueserve.cli import main
+from queueserve.cli import _up_settings, main
 from queueserve.protocol import ModelCard
 from queueserve.queue.consumer import Consumer
 from queueserve.queue.directory import announce
@@ -97,6 +97,34 @@ def test_a_tls_key_without_its_certificate_is_refused(run, tmp_path):
     done = run("serve", "--ssl-keyfile", str(key))
     assert done.exit_code == 2
     assert "ssl_certfile" in done.output
+
+
+@pytest.mark.parametrize("value", ["", "a,,b", "[1]", "[", '["a", ""]'])
+def test_a_list_of_names_is_checked(run, value):
+    done = run("serve", "--api-keys", value)
+    assert done.exit_code == 2
+    assert "Invalid value for '--api-keys'" in done.output
+
+
+def test_cookies_from_everywhere_are_refused(run):
+    done = run("serve", "--allowed-origins", "*", "--allow-credentials")
+    assert done.exit_code == 2
+    assert "allowed_origins by name" in done.output
+
+
+def test_up_gives_its_api_server_the_keys_where_nobody_reads_them():
+    names = '["https://a.example", "https://b.example"]'
+    context = main.commands["up"].make_context(
+        "up",
+        ["--api-keys", "k1,k2", "--allowed-origins", names, "--allow-credentials"],
+    )
+    settings = _up_settings(context.params)
+    assert settings.secrets["QUEUESERVE_API_KEYS"] == "k1,k2"
+    line = " ".join((*settings.api_arguments, *settings.worker_arguments))
+    assert "--allowed-origins https://a.example,https://b.example" in line
+    assert "--allow-credentials" in line
+    assert "k1" not in line
+    assert settings.keyed
 
 
 # status

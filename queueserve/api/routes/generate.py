@@ -19,13 +19,14 @@ async def identify(
     prefix: str, body: GenerationRequest, request: Request, services: Services
 ) -> Identity:
     """Name the request: by its Idempotency-Key, if it has one. Raises InvalidRequestError."""
+    tenant = tenant_of(body, key=getattr(request.state, "tenant", None))
     key = request.headers.get("idempotency-key")
     if key is None:
-        return Identity.fresh(prefix)
+        return Identity.fresh(prefix, tenant=tenant)
     return Identity.of_key(
         prefix,
         key=key,
-        tenant=tenant_of(body),
+        tenant=tenant,
         body=await request.body(),
         secret=services.settings.idempotency_secret,
     )

@@ -65,7 +65,7 @@ class GenerationRequest(Schema):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: Annotated[str, Field(max_length=512)] | None = Field(
-        None, description="The tenant for fair queueing, until API keys name it."
+        None, description="The tenant for fair queueing, where no API keys name it."
     )
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = Field(
         None, description="The priority class: priority goes before default, flex after it."

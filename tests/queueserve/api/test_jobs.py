@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from queueserve.api.jobs import Identity, chat_jobs, completion_jobs
+from queueserve.api.jobs import Identity, chat_jobs, completion_jobs, tenant_of
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.completions import CompletionRequest
 from queueserve.errors import InvalidRequestError
@@ -46,6 +46,16 @@ def test_a_plain_chat():
     ]
 
 
+def test_the_tenant_is_the_keys_then_the_users():
+    named = ChatCompletionRequest.model_validate({"model": "m", "messages": [USER], "user": "ann"})
+    nameless = ChatCompletionRequest.model_validate({"model": "m", "messages": [USER]})
+    assert tenant_of(named, key="key-1") == "key-1"
+    assert tenant_of(named) == "ann"
+    assert tenant_of(nameless) == "default"
+    (job,) = chat_jobs(named, Identity.fresh("chatcmpl", tenant="ann"), CARD, SETTINGS)
+    assert job.tenant == "ann"
+
+
 def test_every_field_finds_its_place():
     (job,) = chat(
         max_completion_tokens=50,
@@ -57,7 +67,6 @@ def test_every_field_finds_its_place():
         presence_penalty=1,
         frequency_penalty=-1,
         logit_bias={"5": -100, "6": 2.5},
-        user="ann",
         service_tier="priority",
         metadata={"a": "b"},
         top_k=10,
@@ -86,7 +95,7 @@ def test_every_field_finds_its_place():
         stop_token_ids=(9,),
         ignore_eos=True,
     )
-    assert (job.tenant, job.priority, job.cost) == ("ann", 4, 52)
+    assert (job.priority, job.cost) == (4, 52)
     assert job.template_kwargs == {"thinking": False}
     assert job.continue_final_message
 
