@@ -222,6 +222,38 @@ def status(redis_url: str | None, prefix: str, *, as_json: bool) -> None:
 
 
 @main.command()
+@redis_options
+@option("--json", "as_json", is_flag=True, help="For programs.")
+@option("--show", metavar="JOB", help="One of them in full, with what was asked for.")
+@option("--clear", is_flag=True, help="Delete them.")
+@click.argument("model", required=False)
+def dead(
+    redis_url: str | None,
+    prefix: str,
+    model: str | None,
+    show: str | None,
+    *,
+    as_json: bool,
+    clear: bool,
+) -> None:
+    """List jobs that were given up because they ended their workers; of MODEL, or of all."""
+    from queueserve import dead as letters
+
+    if clear and show:
+        raise click.UsageError("--clear deletes all of a model's, --show shows one: not both")
+    where = (redis_url or _DEFAULT.redis_url, prefix, model)
+    if clear:
+        click.echo(f"{asyncio.run(letters.forget(*where))} deleted")
+        return
+    found = asyncio.run(letters.read(*where))
+    chosen = [letters.find(found, show)] if show else found
+    if as_json:
+        click.echo(letters.render_json(chosen))
+    else:
+        click.echo(letters.render_one(chosen[0]) if show else letters.render_table(chosen))
+
+
+@main.command()
 @option("--url", default=f"http://{_DEFAULT.host}:{_DEFAULT.port}", help="The API server.")
 @option("--model", help="The model's name.  [default: the first one]")
 @option("--message", help="Ask this alone and print the answer.")

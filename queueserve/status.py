@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import orjson
 
 from queueserve.queue.connection import open_redis
 from queueserve.queue.inspect import ModelView, Snapshot, WorkerView, snapshot
+from queueserve.tables import aligned
 
 _HEADER = ("WORKER", "ENGINE", "HOST", "PID", "STATE", "RUNNING", "LOAD", "SPEED", "TTL")
 
@@ -43,7 +43,7 @@ def _block(model: ModelView) -> str:
     if not model.workers:
         return f"{line}, no worker"
     rows = [_row(worker) for worker in model.workers]
-    return "\n".join((line, *(f"  {row}" for row in _aligned([_HEADER, *rows]))))
+    return "\n".join((line, *(f"  {row}" for row in aligned([_HEADER, *rows]))))
 
 
 def _row(worker: WorkerView) -> tuple[str, ...]:
@@ -58,11 +58,3 @@ def _row(worker: WorkerView) -> tuple[str, ...]:
         f"{worker.speed:.2f}",
         f"{worker.ttl:.0f} s",
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -25,6 +25,12 @@ _FRESH = 1.0  # seconds for which an API server believes its copy
 
 async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
     """The cards of all models that are known now. Raises RedisUnavailableError."""
+    cards = await all_cards(redis, keys)
+    return [card for card in cards if card.seen + KNOWN_FOR > time.time()]
+
+
+async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
+    """The cards that are there, also of models that have gone. Raises RedisUnavailableError."""
     with translated():
         async with asyncio.timeout(CALL_TIMEOUT):
             rows = await redis.hgetall(keys.models)  # type: ignore[misc]
@@ -34,7 +40,7 @@ async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
             cards.append(decode_card(body))
         except ProtocolError as error:
             log.warning("skipped an entry of %s: %s", keys.models, error)
-    return [card for card in cards if card.seen + KNOWN_FOR > time.time()]
+    return cards
 
 
 async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:

@@ -17,7 +17,10 @@ from redis.exceptions import ResponseError
 from queueserve.errors import RedisUnavailableError
 from queueserve.queue.connection import ANSWER_TIMEOUT, translated
 
-_FILES = ("keys", "fair", "dispatch", "jobs", "submit", "finish", "workers", "reap", "library")
+_FILES = (
+    *("keys", "fair", "dispatch", "alone", "dead", "jobs"),
+    *("submit", "finish", "workers", "reap", "library"),
+)
 """In this order: a local function must stand before its first use."""
 CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
 """Seconds for a call with the wait for a free connection."""

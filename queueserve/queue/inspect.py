@@ -21,7 +21,7 @@ class WorkerView:
     host: str
     pid: int
     engine: str
-    state: str  # ready or draining
+    state: str  # ready, draining, or alone: only for jobs that may be what ended others
     slots: int
     running: int
     speed: float
@@ -74,12 +74,15 @@ async def _model(
             pipe.zcard(pool.queue)
             pipe.zrange(pool.queue, 0, 0)
             pipe.zrange(pool.apis, 0, -1)
-            alive, depth, head, apis = await pipe.execute()
+            pipe.zcard(pool.alone)
+            alive, depth, head, apis, alone = await pipe.execute()
         submitted = await redis.hget(pool.job(head[0].decode()), "submitted") if head else None  # type: ignore[misc]
     oldest = time.time() - int(submitted) / 1e6 if submitted else 0.0
     workers = await _workers(redis, pool, [worker.decode() for worker in alive])
     running = sum(worker.running for worker in workers)
-    view = ModelView(name, aliases, context, depth, max(0.0, oldest), running, tuple(workers))
+    view = ModelView(
+        name, aliases, context, depth + alone, max(0.0, oldest), running, tuple(workers)
+    )
     return view, [api.decode() for api in apis]
 
 

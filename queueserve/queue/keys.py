@@ -80,6 +80,21 @@ class PoolKeys:
         return f"{self.root}:free"
 
     @property
+    def alone(self) -> str:
+        """ZSET: job → rank, of jobs that wait for a worker to themselves."""
+        return f"{self.root}:alone"
+
+    @property
+    def reserved(self) -> str:
+        """HASH: worker → the job it runs alone, or nothing while it still runs others."""
+        return f"{self.root}:reserved"
+
+    @property
+    def dead(self) -> str:
+        """ZSET: job → when it was given up, µs."""
+        return f"{self.root}:dead"
+
+    @property
     def due(self) -> str:
         """ZSET: job → when the reaper must look at it, µs."""
         return f"{self.root}:due"
@@ -108,6 +123,10 @@ class PoolKeys:
     def job(self, job: str) -> str:
         """HASH with TTL: a job."""
         return f"{self.root}:job:{job}"
+
+    def dead_letter(self, job: str) -> str:
+        """HASH with TTL: a job that was given up, for people."""
+        return f"{self.root}:dead:{job}"
 
     def by_api(self, api: str) -> str:
         """SET: the open jobs of an API server."""

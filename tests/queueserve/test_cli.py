@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -214,6 +215,56 @@ def test_status_without_redis_is_one_clear_line(run):
     assert done.exit_code == 1
     assert done.output.startswith("Error: Redis does not answer")
     assert done.output.count("\n") == 1
+
+
+# dead
+
+
+BODY = '{"id":"j","prompt":"boom"}'
+
+
+@pytest.fixture
+async def dead_letter(redis, keys):
+    """A job of the model `m` that was given up."""
+    card = ModelCard(name="m", pool="m", context_length=2048, engine="fake")
+    await announce(redis, keys, [card, replace(card, name="alias")])
+    pool = keys.pool("m")
+    row = {
+        "died": 1_800_000_060_000_000,
+        "submitted": 1_800_000_000_000_000,
+        "attempts": 3,
+        "tenant": "t",
+        "workers": "w1 w2 w3",
+        "reason": "It ended 3 workers.",
+        "body": BODY,
+        "body_bytes": len(BODY),
+    }
+    await redis.zadd(pool.dead, {"j": row["died"]})
+    await redis.hset(pool.dead_letter("j"), mapping=row)
+
+
+async def test_dead_letters_as_a_table_one_in_full_and_as_json(run, dead_letter, redis_url):
+    def dead(*arguments):
+        return asyncio.to_thread(run, "dead", *arguments, "--redis-url", redis_url)
+
+    assert (await dead("alias")).output == (
+        "JOB  MODEL  DIED                 ATTEMPTS  TENANT  LAST WORKER\n"
+        "j    m      2027-01-15 08:01:00  3         t       w3\n"
+    )
+    shown = (await dead("--show", "j")).output
+    assert "Given up  2027-01-15 08:01:00, after 3 attempts\nWorkers   w1, w2, w3\n" in shown
+    assert shown.endswith('{\n  "id": "j",\n  "prompt": "boom"\n}\n')
+    [letter] = json.loads((await dead("m", "--json")).output)
+    assert (letter["body"], letter["died"]) == ({"id": "j", "prompt": "boom"}, 1_800_000_060)
+    assert (await dead("other")).output == "No dead letter.\n"
+    assert (await dead("--show", "x")).output == "Error: There is no dead letter of a job 'x'.\n"
+
+
+async def test_dead_letters_are_deleted(run, dead_letter, redis_url):
+    cleared = await asyncio.to_thread(run, "dead", "--clear", "--redis-url", redis_url)
+    assert cleared.output == "1 deleted\n"
+    left = await asyncio.to_thread(run, "dead", "--redis-url", redis_url)
+    assert left.output == "No dead letter.\n"
 
 
 # chat and up, as far as they go alone; tests/e2e has the rest

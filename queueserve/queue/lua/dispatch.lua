@@ -1,6 +1,8 @@
 -- Jobs in and out of the queue, and the shortest queue: while a job waits and a slot is free, the head of
 -- the queue goes to the worker with the lowest load = (running + 1) / (slots * speed).
 
+local run_suspects -- in alone.lua: jobs that must have a worker to themselves
+
 -- Equal loads go to the worker dispatched to least recently: its turn is a fraction below the load's own
 -- resolution of 2^-16, so the score still reads as the load. 7 + 16 + 30 bits fit a double exactly.
 local function load_score(running, slots, speed, turn)
@@ -43,7 +45,14 @@ local function dequeue(root, id, tenant)
     if redis.call('HINCRBY', key(root, 'waiting'), tenant, -1) <= 0 then
       redis.call('HDEL', key(root, 'waiting'), tenant)
     end
+  else
+    redis.call('ZREM', key(root, 'alone'), id)
   end
+end
+
+-- nil for a job that was evicted or deleted by hand.
+local function job_state(root, id)
+  return redis.call('HGET', key(root, 'job', id), 'state')
 end
 
 -- Greater than every epoch of this pool and of this job, also when Redis has lost its last second.
@@ -73,14 +82,17 @@ local function assign(root, id, rank, worker, time)
   offer(root, worker, time)
 end
 
+local function usable(root, worker, time)
+  local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
+  if expiry and tonumber(expiry) > time and redis.call('EXISTS', key(root, 'worker', worker)) == 1 then
+    return true
+  end
+end
+
 local function lowest_load(root, time)
   while true do
     local worker = redis.call('ZRANGE', key(root, 'free'), 0, 0)[1]
-    if not worker then
-      return nil
-    end
-    local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
-    if expiry and tonumber(expiry) > time and redis.call('EXISTS', key(root, 'worker', worker)) == 1 then
+    if not worker or usable(root, worker, time) then
       return worker
     end
     redis.call('ZREM', key(root, 'free'), worker)
@@ -97,6 +109,7 @@ local function forget(root, time)
 end
 
 local function dispatch(root, time)
+  run_suspects(root, time)
   while true do
     local head = redis.call('ZRANGE', key(root, 'queue'), 0, 0, 'WITHSCORES')
     if not head[1] then
@@ -106,7 +119,7 @@ local function dispatch(root, time)
     if not worker then
       return
     end
-    if redis.call('HGET', key(root, 'job', head[1]), 'state') == 'queued' then
+    if job_state(root, head[1]) == 'queued' then
       assign(root, head[1], tonumber(head[2]), worker, time)
     else -- its hash was evicted or deleted by hand
       redis.call('ZREM', key(root, 'queue'), head[1])

@@ -48,15 +48,18 @@ end
 
 -- The worker of a running job is gone. The reader alone knows what it has received, so the job is parked
 -- under a new epoch until the reader resumes it; a job without a reader ends.
--- `charged`: a crash counts as an attempt, a drain does not.
+-- `charged`: a crash counts as an attempt, a drain does not. The last attempt runs alone (see alone.lua), so
+-- that the job which fails here is the one that ended its worker.
 local function orphan(root, id, time, charged)
   local job = key(root, 'job', id)
   local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'attempts', 'max_attempts', 'cancel',
-    'orphan_us', 'detached', 'end_by')
+    'orphan_us', 'detached', 'end_by', 'worker', 'crashed')
   if fields[1] ~= 'running' then
     return
   end
-  if not charged then
+  if charged then
+    redis.call('HSET', job, 'crashed', (fields[11] and fields[11] .. ' ' or '') .. fields[10])
+  else
     redis.call('HINCRBY', job, 'attempts', -1)
   end
   local reader = redis.call('ZSCORE', key(root, 'apis'), fields[3])
@@ -65,7 +68,9 @@ local function orphan(root, id, time, charged)
   elseif not reader and not fields[8] then
     end_job(root, id, 'cancelled', '')
   elseif charged and tonumber(fields[4]) >= tonumber(fields[5]) then
-    fail_job(root, id, 'failed', 'worker_lost', 'The job ended ' .. fields[4] .. ' workers; it is not tried again.')
+    local reason = string.format('The job ended %s workers, the last one alone; it is not tried again.', fields[4])
+    bury(root, id, time, reason)
+    fail_job(root, id, 'failed', 'worker_lost', reason)
   else
     local epoch = next_epoch(root, tonumber(fields[2]), time)
     redis.call('HSET', job, 'state', 'orphaned', 'epoch', epoch, 'worker', '', 'notified', 1)
@@ -78,6 +83,7 @@ end
 local function remove_worker(root, worker, time, charged)
   redis.call('ZREM', key(root, 'alive'), worker)
   redis.call('ZREM', key(root, 'free'), worker)
+  redis.call('HDEL', key(root, 'reserved'), worker)
   local lease = redis.call('HKEYS', key(root, 'lease', worker))
   redis.call('DEL', key(root, 'lease', worker), key(root, 'inbox', worker), key(root, 'worker', worker))
   for _, id in ipairs(lease) do

@@ -8,6 +8,9 @@
 --   queue     ZSET  job -> rank
 --   alive     ZSET  worker -> expiry (µs)          the truth about who lives
 --   free      ZSET  worker -> load                 only workers that may take a job
+--   alone     ZSET  job -> rank                    jobs that must run alone, see alone.lua
+--   reserved  HASH  worker -> such a job, or ''
+--   dead      ZSET  job -> when (µs)               dead letters, see dead.lua; dead:J HASH
 --   due       ZSET  job -> when the reaper looks at it (µs)
 --   apis      ZSET  API server -> expiry (µs)
 --   by_api:A  SET   open jobs of API server A

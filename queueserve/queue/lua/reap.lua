@@ -57,6 +57,7 @@ local function due_job(root, id, time, timeout)
   if not state or FINAL[state] or not fields.end_by then
     redis.call('ZREM', key(root, 'due'), id)
     redis.call('ZREM', key(root, 'queue'), id)
+    redis.call('ZREM', key(root, 'alone'), id)
   elseif fields.detached and time >= tonumber(fields.detached) and not fields.cancel then
     if state == 'running' then
       cancel_running(root, id, fields.worker, int(fields.epoch), 'cancelled')

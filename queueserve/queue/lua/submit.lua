@@ -102,7 +102,7 @@ local function resume(keys, args)
   local root, id, time = keys[1], args[1], now()
   local job = key(root, 'job', id)
   local fields = redis.call('HMGET', job, 'state', 'epoch', 'api', 'rank', 'tenant', 'end_by', 'resumed',
-    'detached')
+    'detached', 'attempts', 'max_attempts')
   if fields[7] == args[2] then
     return 'resumed' -- said twice
   end
@@ -111,7 +111,12 @@ local function resume(keys, args)
   end
   local queue_by = time + tonumber(args[5])
   redis.call('HSET', job, 'state', 'queued', 'resume', args[4], 'resumed', args[2], 'queue_by', queue_by)
-  enqueue(root, id, fields[5], tonumber(fields[4]))
+  if suspect(tonumber(fields[9]), tonumber(fields[10])) then
+    redis.call('ZADD', key(root, 'alone'), fields[4], id)
+    redis.call('PEXPIRE', key(root, 'alone'), DAY_MS)
+  else
+    enqueue(root, id, fields[5], tonumber(fields[4]))
+  end
   look_at(root, id, queue_by, fields[6], fields[8])
   dispatch(root, time)
   return 'resumed'

@@ -21,23 +21,32 @@ class Pool:
     jobs: dict[str, Job] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     apis: dict[str, int] = field(default_factory=dict)
+    reserved: dict[str, str] = field(default_factory=dict)  # worker → the suspect it runs, or ""
     by_api: dict[str, set[str]] = field(default_factory=dict)
     virtual: dict[int, int] = field(default_factory=dict)
     last: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (last, tag)
     epoch: int = 0
     turn: int = 0
     seen: int | None = None
+    dead: set[str] = field(default_factory=set)
     published: list[tuple[Any, ...]] = field(default_factory=list)
 
     # What follows from the rest
 
     def queue(self) -> list[str]:
+        return self.waiting(suspects=False)
+
+    def suspects(self) -> list[str]:
+        return self.waiting(suspects=True)
+
+    def waiting(self, *, suspects: bool) -> list[str]:
         def rank(job: str) -> tuple[int, int, str]:
             order = self.jobs[job].order
             assert order is not None
             return (order.klass, self.jobs[job].tag, job)
 
-        return sorted((i for i, job in self.jobs.items() if job.state == "queued"), key=rank)
+        queued = [i for i, job in self.jobs.items() if job.state == "queued"]
+        return sorted((i for i in queued if self.jobs[i].suspect == suspects), key=rank)
 
     def leases(self, worker: str) -> list[str]:
         held = [i for i, job in self.jobs.items() if (job.state, job.worker) == ("running", worker)]
@@ -51,10 +60,13 @@ class Pool:
         able = [
             name
             for name, worker in self.workers.items()
-            if worker.registered and worker.ready and worker.expiry > self.now
+            if self.usable(name) and worker.ready and name not in self.reserved
             if len(self.leases(name)) < worker.slots
         ]
         return sorted(able, key=lambda name: (self.load(name), self.workers[name].turn, name))
+
+    def usable(self, worker: str) -> bool:
+        return self.workers[worker].registered and self.workers[worker].expiry > self.now
 
     # The queue
 
@@ -63,18 +75,51 @@ class Pool:
         return self.epoch
 
     def dispatch(self) -> None:
+        self.use_reserved()
+        self.reserve()
         while (queue := self.queue()) and (free := self.free()):
-            job, worker = self.jobs[queue[0]], self.workers[free[0]]
-            assert job.order is not None
-            job.state, job.worker, job.epoch = "running", free[0], self.next_epoch(job.epoch)
-            job.attempts += 1
-            job.look_at(job.end_by)
-            self.turn += 1
-            worker.turn = self.turn
-            klass = job.order.klass
-            self.virtual[klass] = max(self.virtual.get(klass, 0), job.tag + 1)
+            self.assign(queue[0], free[0])
         if not queue and self.free():
             self.last.clear()
+
+    def assign(self, job_id: str, worker: str) -> None:
+        job = self.jobs[job_id]
+        assert job.order is not None
+        job.state, job.worker, job.epoch = "running", worker, self.next_epoch(job.epoch)
+        job.attempts += 1
+        job.look_at(job.end_by)
+        self.turn += 1
+        self.workers[worker].turn = self.turn
+        klass = job.order.klass
+        self.virtual[klass] = max(self.virtual.get(klass, 0), job.tag + 1)
+
+    # Suspects, which run alone
+
+    def use_reserved(self) -> None:
+        for name in sorted(self.reserved):
+            if name not in self.workers or not self.workers[name].ready:
+                del self.reserved[name]
+            elif not self.leases(name):
+                self.next_suspect(name)
+
+    def next_suspect(self, worker: str) -> None:
+        if not (suspects := self.suspects()):
+            del self.reserved[worker]
+        elif self.usable(worker):
+            self.reserved[worker] = suspects[0]
+            self.assign(suspects[0], worker)
+
+    def reserve(self) -> None:
+        most = max(1, len(self.workers) // 2)
+        while len(self.reserved) < most and (free := self.free()):
+            filling = [name for name, job in self.reserved.items() if not job]
+            if len(self.suspects()) <= len([name for name in filling if self.leases(name)]):
+                return
+            empty = [name for name in free if not self.leases(name)]
+            worker = (empty or free)[0]
+            self.reserved[worker] = ""
+            if empty:
+                self.next_suspect(worker)
 
     def tag(self, order: Order) -> int:
         who = (order.klass, order.tenant)
@@ -125,6 +170,7 @@ class Pool:
     def remove_worker(self, name: str, *, charged: bool) -> None:
         leases = self.leases(name)
         self.workers.pop(name, None)
+        self.reserved.pop(name, None)
         for job_id in leases:
             self.orphan(job_id, charged=charged)
 
@@ -138,6 +184,7 @@ class Pool:
         elif job.api not in self.apis and job.detached is None:
             self.end(job_id, "cancelled")
         elif tried_enough:
+            self.dead.add(job_id)
             self.fail(job_id, "failed", "worker_lost")
         else:
             job.state, job.worker, job.notified = "orphaned", "", 1

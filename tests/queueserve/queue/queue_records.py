@@ -51,6 +51,10 @@ class Job:
     def open(self) -> bool:
         return self.state not in FINAL
 
+    @property
+    def suspect(self) -> bool:
+        return self.attempts >= max(1, MAX_ATTEMPTS - 1)
+
     def look_at(self, when: int, *, detached: bool = True) -> None:
         grace_over = self.detached if detached and self.detached is not None else when
         self.due = min(when, self.end_by, grace_over)

@@ -27,12 +27,12 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
     """What is in Redis; the model only says which names to look for."""
     keys = remote.keys
     workers, jobs, apis = sorted(model.workers), sorted(model.jobs), sorted(model.by_api)
-    sets = (keys.queue, keys.alive, keys.apis, keys.due)
+    sets = (keys.queue, keys.alone, keys.alive, keys.apis, keys.due)
     answers = iter(
         remote.read(
             *(("ZRANGE", name, 0, -1, "WITHSCORES") for name in sets),
-            ("ZRANGE", keys.free, 0, -1),
-            *(("HGETALL", name) for name in (keys.waiting, keys.state)),
+            *(("ZRANGE", name, 0, -1) for name in (keys.free, keys.dead)),
+            *(("HGETALL", name) for name in (keys.waiting, keys.reserved, keys.state)),
             *(("HGETALL", keys.lease(worker)) for worker in workers),
             *(("HMGET", keys.worker(worker), "running", "state") for worker in workers),
             *(("SMEMBERS", keys.by_api(api)) for api in apis),
@@ -40,13 +40,16 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
             ("KEYS", "*"),
         )
     )
-    queue, alive, known_apis, due = (_scores(next(answers)) for _ in sets)
-    offered = [name.decode() for name in next(answers)]
-    waiting, state = _hash(next(answers)), _hash(next(answers))
+    queue, alone, alive, known_apis, due = (_scores(next(answers)) for _ in sets)
+    offered, dead = ([name.decode() for name in next(answers)] for _ in range(2))
+    waiting, reserved, state = (_hash(next(answers)) for _ in range(3))
     leases = {worker: _hash(next(answers)) for worker in workers}
     shown = {worker: next(answers) for worker in workers}
     return {
         "queue": list(queue.items()),
+        "alone": list(alone.items()),
+        "reserved": reserved,
+        "dead": set(dead),
         "alive": alive,
         "apis": known_apis,
         "due": due,
@@ -107,9 +110,10 @@ def model_view(model: Model) -> dict[str, Any]:
     }
     registered = [name for name, worker in model.workers.items() if worker.registered]
     return {
-        "queue": [
-            (job, _order(model, job).klass * _CLASS + model.jobs[job].tag) for job in model.queue()
-        ],
+        "queue": _ranked(model, model.queue()),
+        "alone": _ranked(model, model.suspects()),
+        "reserved": model.reserved,
+        "dead": model.dead,
         "alive": {name: worker.expiry for name, worker in model.workers.items()},
         "apis": model.apis,
         "due": {name: job.due for name, job in model.jobs.items() if job.open},
@@ -126,6 +130,10 @@ def model_view(model: Model) -> dict[str, Any]:
         },
         "left behind": set(),
     }
+
+
+def _ranked(model: Model, jobs: list[str]) -> list[tuple[str, int]]:
+    return [(job, _order(model, job).klass * _CLASS + model.jobs[job].tag) for job in jobs]
 
 
 def _order(model: Model, job: str) -> Order:

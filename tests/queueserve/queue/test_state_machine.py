@@ -84,6 +84,10 @@ BUGS = {
         "math.max(last + 1, (previous or 0) + 1, time)",
         "math.max(last + 1, (previous or 0) + 1)",
     ),
+    "a suspect that gets company": (
+        "redis.call('HSET', key(root, 'worker', worker), 'state', 'alone')",
+        "redis.call('HSET', key(root, 'worker', worker), 'state', 'ready')",
+    ),
     "a grace time that a dispatch forgets": (
         "look_at(root, id, tonumber(fields[3]), fields[3], fields[4])",
         "look_at(root, id, tonumber(fields[3]), fields[3])",
