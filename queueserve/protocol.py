@@ -197,6 +197,8 @@ class ModelCard:
     kind: Literal["chat"] = "chat"
     created: int = 0  # Unix seconds
     seen: int = 0  # Unix seconds, renewed by its workers
+    tool_parser: str | None = None  # how it writes calls; None: it takes no tools
+    reasoning_parser: str | None = None  # how it marks its reasoning; None: it does not
 
 
 _KINDS: dict[str, type[Event]] = {

@@ -40,6 +40,17 @@ _model_options = options(
         "Default: the last part of the path.",
     ),
     option("--chat-template", help="NAME or FILE, where the model has none of its own."),
+    option(
+        "--tool-parser",
+        default="auto",
+        help="How the model writes tool calls: auto (as its template does), hermes, llama3, "
+        "mistral, json or none.",
+    ),
+    option(
+        "--reasoning-parser",
+        default="auto",
+        help="How it marks its reasoning: auto (as its template does), think, mistral or none.",
+    ),
     option("--revision", help="The branch, tag or commit of a hub id."),
 )
 _engine_options = options(

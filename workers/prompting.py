@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import Job
 from workers.engines.base import Tokenizer
 from workers.templates import known_templates
+from workers.templates.dialects import REASONING_MARKS, Dialect
 from workers.templates.render import ChatTemplate, Message
+from workers.tools import ToolForms
 
 INLINE_CHARS = 20_000
 """From this size on, a conversation is rendered in a thread; below, a thread would cost more."""
@@ -37,6 +40,12 @@ def _message(template: ChatTemplate, message: Mapping[str, Any]) -> Message:
     out = {key: value for key, value in message.items() if value is not None}
     if out.get("role") == "developer":  # OpenAI's newer name
         out["role"] = "system"
+    return _in_form(template, out)
+
+
+def _in_form(template: ChatTemplate, message: Message) -> Message:
+    """Return the message with its content as the template takes it."""
+    out = dict(message)
     content = out.get("content")
     form = template.form(str(out.get("role")))
     if isinstance(content, (list, tuple)):
@@ -48,6 +57,15 @@ def _message(template: ChatTemplate, message: Mapping[str, Any]) -> Message:
     elif content is not None and form == "parts":
         out["content"] = [{"type": "text", "text": content}]
     return out
+
+
+def _uses_tools(message: Message) -> bool:
+    return bool(message.get("tool_calls")) or message.get("role") == "tool"
+
+
+def _bound(job: Job) -> dict[str, Any]:
+    """Return the template's switches for an output that is bound: it has no room for reasoning."""
+    return {"enable_thinking": False} if job.constraint else {}
 
 
 def _open_end(message: Message) -> tuple[Message, str]:
@@ -74,6 +92,14 @@ def _cut(rendered: str, final: str) -> str:
     return rendered[:at] if kept else rendered[:at].rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, and what the output begins with for the reader, as the prompt ends with it."""
+
+    tokens: tuple[int, ...]
+    opening: str = ""
+
+
 class Prompter:
     """Turns jobs into token ids for one model.
 
@@ -81,19 +107,37 @@ class Prompter:
     does not parse.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, chat_template: str | None, dialect: Dialect | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._dialect = dialect or Dialect()
         self._template = (
             None if chat_template is None else ChatTemplate(chat_template, tokenizer.special_tokens)
         )
+        short_ids = self._dialect.tools == "mistral"  # its templates refuse all others
+        self._tools = self._template and ToolForms(self._template, short_ids=short_ids)
 
     async def encode(self, job: Job) -> tuple[int, ...]:
         """Return the prompt's token ids. Raises InvalidRequestError."""
+        return (await self.prompt(job)).tokens
+
+    async def prompt(self, job: Job) -> Prompt:
+        """Return the prompt. Raises InvalidRequestError."""
         if job.kind == "chat":
-            return await self._tokenizer.encode(await self._chat(job), add_special=False)
+            text = await self._chat(job)
+            tokens = await self._tokenizer.encode(text, add_special=False)
+            return Prompt(tokens, self._opening(job, text))
         if isinstance(job.prompt, str):
-            return await self._tokenizer.encode(job.prompt, add_special=True)
-        return job.prompt
+            return Prompt(await self._tokenizer.encode(job.prompt, add_special=True))
+        return Prompt(job.prompt)
+
+    def _opening(self, job: Job, text: str) -> str:
+        """Return the tag with which a prompt opens the reasoning; a bound output has none."""
+        if self._dialect.reasoning is None or job.constraint or job.continue_final_message:
+            return ""
+        tag, _ = REASONING_MARKS[self._dialect.reasoning]
+        return text[text.rindex(tag) :] if text.rstrip().endswith(tag) else ""
 
     async def _chat(self, job: Job) -> str:
         if self._template is None:
@@ -110,20 +154,24 @@ class Prompter:
                 param="chat_template_kwargs",
             )
         messages = [_message(self._template, message) for message in job.messages]
+        tools = list(job.tools)
+        if self._tools and (tools or any(_uses_tools(message) for message in messages)):
+            messages, tools = self._tools.prepare(messages, tools)
+            messages = [_in_form(self._template, message) for message in messages]
         chars = sum(100 + len(str(message.get("content"))) for message in messages)
         if chars < INLINE_CHARS and not job.tools:
-            return self._render(self._template, job, messages)
-        return await asyncio.to_thread(self._render, self._template, job, messages)
+            return self._render(self._template, job, messages, tools)
+        return await asyncio.to_thread(self._render, self._template, job, messages, tools)
 
     @staticmethod
-    def _render(template: ChatTemplate, job: Job, messages: list[Message]) -> str:
+    def _render(template: ChatTemplate, job: Job, messages: list[Message], tools: list[Any]) -> str:
         final = ""
         if job.continue_final_message:
             messages[-1], final = _open_end(messages[-1])
         text = template.render(
             messages,
-            tools=list(job.tools) or None,
+            tools=tools or None,
             add_generation_prompt=not job.continue_final_message,
-            template_kwargs=job.template_kwargs,
+            template_kwargs={**_bound(job), **job.template_kwargs},
         )
         return _cut(text, final) if job.continue_final_message else text

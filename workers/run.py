@@ -33,6 +33,7 @@ class Run:
         prompt: tuple[int, ...],
         prompt_hash: str,
         detokenizer: Detokenizer,
+        opening: str = "",  # of the prompt, and to be seen in front of the output
     ) -> None:
         self.assignment = assignment
         self.consumer = consumer
@@ -49,6 +50,7 @@ class Run:
         self._logprobs: list[TokenLogprob] = []
         self._published = 0  # tokens in published deltas
         self._detokenizer = detokenizer
+        self._opening = opening
         self._stops = StopFilter(assignment.job.sampling.stop)
         job = assignment.job
         self._at_start = job.kind == "chat" and not job.continue_final_message
@@ -75,7 +77,8 @@ class Run:
             self.tokens.append(token)
             if logprobs:
                 self._logprobs.append(logprobs[at])
-            self._grow(text)
+            self._grow(self._opening + text)
+            self._opening = ""
             self._ends.append(self.chars)
             if self.stopped:
                 return

@@ -24,6 +24,7 @@ from queueserve.queue.publisher import Publisher
 from queueserve.queue.tasks import Tasks
 from workers.defaults import Defaults, with_defaults
 from workers.engines.base import Engine, Output, Sequence
+from workers.marks import Marks
 from workers.prompting import Prompter
 from workers.run import Run
 from workers.speed import SpeedMeter
@@ -31,6 +32,10 @@ from workers.speed import SpeedMeter
 log = logging.getLogger(__name__)
 
 _REMEMBER = 10.0  # seconds after a finish was acknowledged: Redis may lose its last one
+
+
+def _hash(tokens: tuple[int, ...]) -> str:
+    return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=8).hexdigest()
 
 
 class Runner:
@@ -44,8 +49,10 @@ class Runner:
         *,
         stream_interval: int = 1,
         defaults: Defaults | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._defaults = defaults or {}
+        self._marks = marks or Marks({}, {})
         self.meter = SpeedMeter()
         self._engine = engine
         self._prompter = prompter
@@ -233,14 +240,16 @@ class Runner:
             self._fail(job, epoch, self._moved.get(job, assignment.api), error, consumer)
 
     async def _run(self, assignment: Assignment, consumer: Consumer) -> Run:
-        prompt = await self._prompter.encode(assignment.job)
-        self._check_length(prompt, assignment.job.sampling.max_tokens)
+        job = assignment.job
+        prompt = await self._prompter.prompt(job)
+        self._check_length(prompt.tokens, job.sampling.max_tokens)
         run = Run(
             assignment,
             consumer,
-            prompt=prompt,
-            prompt_hash=hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).hexdigest(),
-            detokenizer=self._engine.tokenizer.detokenizer(),
+            prompt=prompt.tokens,
+            prompt_hash=_hash(prompt.tokens),
+            detokenizer=self._marks.shown(job, self._engine.tokenizer.detokenizer()),
+            opening=prompt.opening,
         )
         if at := assignment.resume:
             if at.fingerprint != self._engine.info.fingerprint:

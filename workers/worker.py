@@ -28,9 +28,11 @@ from queueserve.queue.replies import follow
 from queueserve.queue.tasks import end, run_together
 from workers.defaults import Defaults
 from workers.engines.base import Engine, Output
+from workers.marks import Marks
 from workers.prompting import Prompter
 from workers.runner import Runner
 from workers.templates import choose_template
+from workers.templates.dialects import Dialect, choose_dialect
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class WorkerSettings:
     stream_interval: int = 1
     speed: float | None = None  # relative to the model's fastest worker; None: measured
     chat_template: str | None = None  # a known template or a file; None: the model's own
+    tool_parser: str = "auto"  # auto: read from the chat template
+    reasoning_parser: str = "auto"
     model_path: str = ""  # its card may name a template where the model has none
     defaults: Defaults = field(default_factory=dict)  # sampling that requests leave open
 
@@ -84,6 +88,7 @@ class Worker:
             confirmed=self._is_confirmed,
             acknowledged=self._acknowledged,
         )
+        self._dialect = Dialect()
         self._runner: Runner | None = None
         self._consumer: Consumer | None = None
         self._draining = False
@@ -114,12 +119,17 @@ class Worker:
             own=self._engine.tokenizer.chat_template,
             model_path=self._settings.model_path,
         )
+        tokenizer, settings = self._engine.tokenizer, self._settings
+        self._dialect = choose_dialect(
+            template, tools=settings.tool_parser, reasoning=settings.reasoning_parser
+        )
         self._runner = Runner(
             self._engine,
-            Prompter(self._engine.tokenizer, template),
+            Prompter(tokenizer, template, self._dialect),
             self._publisher,
-            stream_interval=self._settings.stream_interval,
-            defaults=self._settings.defaults,
+            stream_interval=settings.stream_interval,
+            defaults=settings.defaults,
+            marks=await Marks.of(tokenizer, self._dialect),
         )
         took = time.monotonic() - began
         log.info("%s is loaded after %.1f s: %s", self._pool, took, self._engine.info)
@@ -228,6 +238,8 @@ class Worker:
                 context_length=info.context_length,
                 engine=info.engine,
                 created=created,
+                tool_parser=self._dialect.tools,
+                reasoning_parser=self._dialect.reasoning,
             )
             for name in self._settings.model_names
         ]

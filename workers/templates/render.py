@@ -110,6 +110,7 @@ class ChatTemplate:
             ) from error
         self._variables = variables
         self._forms = {role: self._form(role) for role in ("system", "user", "assistant")}
+        self.takes_system = self._takes_system()
 
     def render(
         self,
@@ -144,6 +145,10 @@ class ChatTemplate:
     def form(self, role: str) -> ContentForm:
         """Return what the template takes as the content of a role's messages."""
         return self._forms.get(role, "text")
+
+    def _takes_system(self) -> bool:
+        parts = [{"type": "text", "text": _PROBE}]
+        return any(self._probe("system", content) for content in (_PROBE, parts))
 
     def _form(self, role: str) -> ContentForm:
         # Tried, not read from the source: templates find many ways to look at a content.
