@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,11 +14,14 @@ from starlette.types import Receive, Scope, Send
 from queueserve.api.disconnect import Client, ServerClosingError
 from queueserve.api.generation import Batch, Reader, beginning, opened
 from queueserve.api.sse import EventStream
-from queueserve.errors import QueueServeError
+from queueserve.errors import QueueServeError, RedisUnavailableError
 from queueserve.protocol import Job
 from queueserve.queue.owner import Owner
+from queueserve.queue.producer import Place
 
 log = logging.getLogger(__name__)
+
+_TELL_EVERY = 1.0  # seconds between comments on the place in the queue
 
 
 class Whole(Protocol):
@@ -63,8 +67,10 @@ class WholeAnswer(Response):
         async with opened(self._owner, self._jobs) as reader:
             while batch := await reader.read():
                 self._whole.add(batch)
-        body = self._whole.body()
-        await Response(body, media_type="application/json")(scope, receive, send)
+            position = _position(reader)
+        response = Response(self._whole.body(), media_type="application/json")
+        response.raw_headers.append(position)
+        await response(scope, receive, send)
 
 
 class StreamAnswer(Response):
@@ -72,7 +78,8 @@ class StreamAnswer(Response):
 
     Until every job has been accepted, a failure is an HTTP error. After that it is an event of the
     stream, and its last: a stream that ends without its last event and without an error was cut
-    off. Each prompt has `choices` jobs; `keep_alive` is in seconds.
+    off. Each prompt has `choices` jobs; `keep_alive` is in seconds. With `tells_position` the
+    answer begins at once, and comments tell the place in the queue until the first event.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class StreamAnswer(Response):
         *,
         choices: int = 1,
         keep_alive: float,
+        tells_position: bool = False,
     ) -> None:
         super().__init__()
         self._owner = owner
@@ -90,6 +98,7 @@ class StreamAnswer(Response):
         self._events = events
         self._choices = choices
         self._keep_alive = keep_alive
+        self._tells_position = tells_position
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
@@ -99,11 +108,18 @@ class StreamAnswer(Response):
     async def _answer(self, send: Send, client: Client) -> None:
         events = self._events
         async with opened(self._owner, self._jobs) as reader:
-            batch = await beginning(reader, jobs=len(self._jobs), choices=self._choices)
+            batch: Batch = []
+            if not self._tells_position:
+                batch = await beginning(reader, jobs=len(self._jobs), choices=self._choices)
             async with EventStream(
-                send, interval=self._keep_alive, keep_alive=events.keep_alive
+                send,
+                interval=self._keep_alive,
+                keep_alive=events.keep_alive,
+                headers=[_position(reader)],
             ) as stream:
                 try:
+                    if self._tells_position:
+                        batch = await self._told(reader, stream)
                     await stream.write(events.render(batch))
                     await _relay(reader, events, stream)
                 except QueueServeError as error:
@@ -117,6 +133,25 @@ class StreamAnswer(Response):
                     log.exception("a stream failed")
                     await stream.write(events.failure(QueueServeError("The server failed.")))
         await stream.end()
+
+    async def _told(self, reader: Reader, stream: EventStream) -> Batch:
+        """Tell the client where it stands until there is something to read."""
+        while True:
+            with contextlib.suppress(RedisUnavailableError):  # the reader hears of it, if it lasts
+                if place := await self._owner.place(self._jobs):
+                    await stream.write(_comment(place))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TELL_EVERY):
+                    return await reader.read()
+
+
+def _position(reader: Reader) -> tuple[bytes, bytes]:
+    return (b"x-queueserve-queue-position", b"%d" % reader.position)
+
+
+def _comment(place: Place) -> bytes:
+    eta = b"" if place.wait is None else b" eta=%.1fs" % place.wait
+    return b": queued position=%d%b\n\n" % (place.position, eta)
 
 
 async def _relay(reader: Reader, events: Stream, stream: EventStream) -> None:

@@ -19,7 +19,13 @@ from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
 from queueserve.settings import ApiSettings
 
-_EXPOSED = ("x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms")
+_EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    "retry-after-ms",
+    "x-queueserve-queue-position",
+)
 """What a page of another origin may read of an answer's headers."""
 
 OpenControlPlane: TypeAlias = Callable[[ApiSettings], AbstractAsyncContextManager[ControlPlane]]

@@ -20,6 +20,10 @@ _PATIENCE = 1.0  # seconds; see `beginning`
 class Reader(Protocol):
     """Reads all jobs of a request."""
 
+    @property
+    def position(self) -> int:
+        """The last job's place in the queue when they were submitted; 0: none had to wait."""
+
     async def read(self) -> Batch:
         """Return all that has come since the last call, at least one; empty at the end.
 
@@ -32,6 +36,10 @@ class _One:
 
     def __init__(self, stream: JobStream) -> None:
         self._stream = stream
+
+    @property
+    def position(self) -> int:
+        return self._stream.position
 
     async def read(self) -> Batch:
         try:
@@ -52,6 +60,10 @@ class _Many:
         self._line: asyncio.Queue[tuple[int, list[Event] | Exception]] = asyncio.Queue(len(streams))
         self._running = len(streams)
         self._error: Exception | None = None
+
+    @property
+    def position(self) -> int:
+        return max(stream.position for stream in self._streams)
 
     async def __aenter__(self) -> Self:
         self._tasks = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from starlette.types import Send
@@ -38,15 +39,23 @@ class EventStream:
     take for life. `end` must follow once all else that the request holds has been given back.
     """
 
-    def __init__(self, send: Send, *, interval: float, keep_alive: bytes = KEEP_ALIVE) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        interval: float,
+        keep_alive: bytes = KEEP_ALIVE,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._send = send
+        self._headers = [*_HEADERS, *headers]
         self._interval = interval
         self._comment = keep_alive
         self._written = time.monotonic()
         self._writing = False
 
     async def __aenter__(self) -> Self:
-        await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         self._beating = asyncio.create_task(self._keep_alive())
         return self
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Self
 
@@ -25,7 +26,7 @@ from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import ANSWER_TIMEOUT
 from queueserve.queue.directory import Directory
 from queueserve.queue.keys import Keys
-from queueserve.queue.producer import Producer, Standing
+from queueserve.queue.producer import Place, Producer, Standing
 from queueserve.queue.recovery import Reaper, jittered
 from queueserve.queue.replies import events_of, follow
 from queueserve.queue.stream import JobStream, Need
@@ -130,6 +131,7 @@ class Owner:
         self._abandoned.pop(job.id, None)  # a cancel from before would let go of this reader
         try:
             standing = await self._submit(session, job)
+            stream.position = standing.position
             if standing.new:
                 stream.worker = standing.worker
             else:
@@ -144,6 +146,13 @@ class Owner:
             await stream.aclose()
             raise
         return stream
+
+    async def place(self, jobs: Sequence[Job]) -> Place | None:
+        """Where the first of these jobs, of one pool, waits; None if none does.
+
+        Raises RedisUnavailableError.
+        """
+        return await self._producer.place(jobs)
 
     async def _submit(
         self,

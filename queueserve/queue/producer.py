@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -51,6 +52,14 @@ class Standing:
     position: int  # 1 is the head of the queue; 0: not in the queue
     result: Result | None  # of a job that is done
     error: QueueServeError | None  # of a job that has failed or expired
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the first of some jobs stands in the queue."""
+
+    position: int  # 1 is the head
+    wait: float | None  # seconds, at the rate at which jobs finish now; None: none has finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +182,24 @@ class Producer:
             async with asyncio.timeout(CALL_TIMEOUT):
                 reader = await self._functions.redis.hget(key, "api")  # type: ignore[misc]
         return reader.decode() if reader else None
+
+    async def place(self, jobs: Sequence[Job]) -> Place | None:
+        """The best place of these jobs of one pool; None if none waits."""
+        pool = self._keys.pool(jobs[0].pool)
+        with translated():
+            async with (
+                asyncio.timeout(CALL_TIMEOUT),
+                self._functions.redis.pipeline(transaction=False) as pipe,
+            ):
+                pipe.hget(pool.state, "rate")
+                for job in jobs:
+                    pipe.zrank(pool.queue, job.id)
+                rate, *ranks = await pipe.execute()
+        waiting = [rank for rank in ranks if rank is not None]
+        if not waiting:
+            return None
+        position = min(waiting) + 1
+        return Place(position, position / float(rate) if rate else None)
 
     async def cancel(self, job: Job, api: str) -> str:
         """Stop the job, wherever it is; with a grace time, only let go of it. Returns its state."""

@@ -43,6 +43,7 @@ class JobStream:
         self.job = job
         self.epoch = 0
         self.worker = ""
+        self.position = 0  # in the queue when it was submitted; 0: it did not wait
         self.tokens: list[int] = []
         self.chars = 0
         self.started: Started | None = None

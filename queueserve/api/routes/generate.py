@@ -58,4 +58,5 @@ def answer(
         Chunks(reply),
         choices=reply.choices,
         keep_alive=services.settings.keep_alive,
+        tells_position=bool(body.stream_options and body.stream_options.include_queue_position),
     )

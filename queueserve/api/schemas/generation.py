@@ -47,6 +47,11 @@ class StreamOptions(Schema):
     """What a stream also tells."""
 
     include_usage: bool | None = None
+    include_queue_position: bool | None = Field(
+        None,
+        description="Beyond OpenAI: while the request waits, a comment tells its place in the "
+        "queue. The answer begins at once, so later failures are events of the stream.",
+    )
 
 
 class GenerationRequest(Schema):
