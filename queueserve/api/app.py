@@ -14,7 +14,7 @@ from queueserve.api import auth, errors
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
-from queueserve.api.routes import chat, completions, health, models
+from queueserve.api.routes import chat, completions, health, messages, models, responses
 from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
 from queueserve.settings import ApiSettings
@@ -106,6 +106,6 @@ def _surround(app: _App, settings: ApiSettings) -> None:
 def _v1() -> APIRouter:
     """Return everything under /v1: what must hold for all of it is said here, once."""
     router = APIRouter(prefix="/v1")
-    for routes in (chat, completions, models):
+    for routes in (chat, completions, messages, models, responses):
         router.include_router(routes.router)
     return router

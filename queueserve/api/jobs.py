@@ -45,8 +45,8 @@ class Identity:
 
     @classmethod
     def fresh(cls, prefix: str, *, tenant: str = DEFAULT_TENANT) -> Self:
-        """Make a new one; ids begin with `prefix`."""
-        reply_id = f"{prefix}-{secrets.token_hex(16)}"
+        """Make a new one; the reply's id begins with `prefix`."""
+        reply_id = f"{prefix}{secrets.token_hex(16)}"
         return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32), tenant=tenant)
 
     @classmethod
@@ -63,7 +63,7 @@ class Identity:
         text = f"{len(tenant)}:{tenant}:{key}".encode()
         name = hmac.digest(secret.encode(), text, "sha256")
         return cls(
-            reply_id=f"{prefix}-{name[:16].hex()}",
+            reply_id=f"{prefix}{name[:16].hex()}",
             job_id=f"idem-{name[:16].hex()}",
             seed=int.from_bytes(name[16:20]),
             tenant=tenant,

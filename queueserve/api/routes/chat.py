@@ -18,7 +18,7 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, services: ServicesOf
 ) -> Response:
     """Answer a conversation with the next message."""
-    identity = await identify("chatcmpl", body, request, services)
+    identity = await identify("chatcmpl-", body, request, services)
     card = await services.directory.find(body.model)
     jobs = chat_jobs(body, identity, card, services.settings)
     return answer(body, identity, jobs, CHAT, services)

@@ -18,7 +18,7 @@ async def create_completion(
     body: CompletionRequest, request: Request, services: ServicesOf
 ) -> Response:
     """Continue one prompt or several; the index runs over prompts times choices."""
-    identity = await identify("cmpl", body, request, services)
+    identity = await identify("cmpl-", body, request, services)
     card = await services.directory.find(body.model)
     jobs = completion_jobs(body, identity, card, services.settings)
     return answer(body, identity, jobs, COMPLETION, services)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, Discriminator
 from pydantic_core import PydanticCustomError
 
 
@@ -27,3 +28,33 @@ def only(*neutral: Any) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def by_type(tags: Mapping[str | None, str], what: str) -> Discriminator:
+    """Return what tells the members of a union apart: by `type`, each value with its tag.
+
+    An unknown type is refused as unsupported; None stands for a type that is left out.
+    """
+
+    def tag(value: Any) -> str | None:
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        return tags.get(kind) if isinstance(kind, str | None) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="unsupported_value",
+        custom_error_message=f"{what} of this type is not supported",
+    )
+
+
+def of_type(kinds: Iterable[str | None], what: str) -> BeforeValidator:
+    """Refuse an unknown `type` as unsupported; None stands for a type that is left out."""
+    known = frozenset(kinds)
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in known:
+            raise unsupported(f"{what} of type {kind[:50]!r}")
+        return value
+
+    return BeforeValidator(check)

@@ -212,7 +212,7 @@ def test_too_many_jobs_are_refused():
 
 def key(**change) -> Identity:
     given = {"key": "k", "tenant": "t", "body": b"{}", "secret": "s"} | change
-    return Identity.of_key("cmpl", **given)
+    return Identity.of_key("cmpl-", **given)
 
 
 def test_an_idempotency_key_gives_the_same_jobs_again():
@@ -248,7 +248,7 @@ def test_odd_idempotency_keys_are_refused(text):
 
 
 def test_requests_without_a_key_share_nothing():
-    one, two = Identity.fresh("chatcmpl"), Identity.fresh("chatcmpl")
+    one, two = Identity.fresh("chatcmpl-"), Identity.fresh("chatcmpl-")
     assert one.job_id != two.job_id
     assert one.seed != two.seed
     assert one.reply_id == one.job_id

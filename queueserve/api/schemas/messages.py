@@ -1,0 +1,159 @@
+"""POST /v1/messages: what a request may hold (the rule is in `generation`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, Tag
+
+from queueserve.api.limits import MAX_MESSAGES, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
+from queueserve.api.schemas.generation import Probability, Schema, Stop
+from queueserve.api.schemas.values import by_type, of_type, only
+
+MAX_TOOLS = 512
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class TextBlock(Schema):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(Schema):
+    """What the model wrote for itself before an answer."""
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class ToolUseBlock(Schema):
+    """A call that the model has made."""
+
+    type: Literal["tool_use"]
+    id: Name
+    name: Name
+    input: dict[str, Any]
+
+
+Texts: TypeAlias = list[Annotated[TextBlock, of_type(("text",), "Content")]]
+
+
+class ToolResultBlock(Schema):
+    """What a call gave."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Name
+    content: str | Texts | None = None
+    is_error: bool | None = None
+
+
+_BLOCKS = ("text", "thinking", "tool_use", "tool_result")
+Block: TypeAlias = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")],
+    by_type({kind: kind for kind in _BLOCKS}, "Content"),
+]
+
+
+class Turn(Schema):
+    """One message of the conversation."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class Tool(Schema):
+    """A tool that the model may use."""
+
+    type: Literal["custom"] | None = None
+    name: Name
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+
+class ToolChoice(Schema):
+    """Whether tools may, or which one must, be used."""
+
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class NamedTool(Schema):
+    """The one tool that must be used."""
+
+    type: Literal["tool"]
+    name: Name
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Schema):
+    """Whether the model shall think first, if it can."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+
+
+class JsonSchemaFormat(Schema):
+    """What a JSON schema describes."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Schema):
+    """How the answer shall look."""
+
+    format: JsonSchemaFormat | None = None
+
+
+class Metadata(Schema):
+    """Who asks."""
+
+    user_id: Annotated[str, Field(max_length=512)] | None = None
+
+
+class CountTokensRequest(Schema):
+    """What makes a prompt."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: str | Texts | None = None
+    tools: (
+        Annotated[
+            list[Annotated[Tool, of_type(("custom",), "A tool")]],
+            Field(max_length=MAX_TOOLS),
+        ]
+        | None
+    ) = None
+    tool_choice: (
+        Annotated[
+            Annotated[ToolChoice, Tag("choice")] | Annotated[NamedTool, Tag("tool")],
+            by_type(
+                dict.fromkeys(("auto", "any", "none"), "choice") | {"tool": "tool"}, "A choice"
+            ),
+        ]
+        | None
+    ) = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesRequest(CountTokensRequest):
+    """The body of a request."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+    stream: bool | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    temperature: Probability | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+    # Known, and refused where they would change the answer
+    container: Annotated[Any, only()] = None
+    mcp_servers: Annotated[Any, only([])] = None

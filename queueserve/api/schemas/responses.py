@@ -1,0 +1,196 @@
+"""POST /v1/responses: what a request may hold (the rule is in `generation`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, Tag
+
+from queueserve.api.limits import MAX_MESSAGES, MAX_TOKENS
+from queueserve.api.schemas.generation import GenerationRequest, Schema
+from queueserve.api.schemas.values import by_type, of_type, only
+
+MAX_TOOLS = 512
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+
+_TEXTS = ("input_text", "output_text", "reasoning_text", "summary_text")
+
+
+class TextPart(Schema):
+    """Text in a message, in reasoning, or in what a function gave."""
+
+    type: Literal["input_text", "output_text", "reasoning_text", "summary_text"]
+    text: str
+
+
+class RefusalPart(Schema):
+    """What a model said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
+    by_type(dict.fromkeys(_TEXTS, "text") | {"refusal": "refusal"}, "Content"),
+]
+
+
+class MessageItem(Schema):
+    """A message; its type may be left out."""
+
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+
+
+class FunctionCallItem(Schema):
+    """A call that the model has made."""
+
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+
+
+class FunctionCallOutputItem(Schema):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: str | list[Part]
+
+
+class ReasoningItem(Schema):
+    """What the model wrote for itself before an answer."""
+
+    type: Literal["reasoning"]
+    summary: list[Part] | None = None
+    content: list[Part] | None = None
+
+
+Item: TypeAlias = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    by_type(
+        {
+            None: "message",
+            "message": "message",
+            "function_call": "function_call",
+            "function_call_output": "function_call_output",
+            "reasoning": "reasoning",
+        },
+        "Input",
+    ),
+]
+
+
+class FunctionTool(Schema):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedTool(Schema):
+    """The one function that must be called, or one of those that may be."""
+
+    type: Literal["function"]
+    name: Name
+
+
+class AllowedTools(Schema):
+    """The functions that may be called, of those in `tools`."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class TextFormat(Schema):
+    """Text without a form."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Schema):
+    """Any object of JSON."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Schema):
+    """What a JSON schema describes."""
+
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+Format: TypeAlias = Annotated[
+    Annotated[TextFormat, Tag("text")]
+    | Annotated[JsonObjectFormat, Tag("json_object")]
+    | Annotated[JsonSchemaFormat, Tag("json_schema")],
+    by_type({kind: kind for kind in ("text", "json_object", "json_schema")}, "A format"),
+]
+
+
+class TextConfig(Schema):
+    """How the text shall look."""
+
+    format: Format | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(Schema):
+    """Hints on reasoning, which no model here can follow."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+class ResponsesRequest(GenerationRequest):
+    """The body of a request."""
+
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    tools: (
+        Annotated[
+            list[Annotated[FunctionTool, of_type(("function",), "A tool")]],
+            Field(max_length=MAX_TOOLS),
+        ]
+        | None
+    ) = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[
+            Annotated[NamedTool, Tag("one")] | Annotated[AllowedTools, Tag("some")],
+            by_type({"function": "one", "allowed_tools": "some"}, "A choice"),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    include: list[str] | None = None
+
+    # Known, and refused where they would change the answer
+    n: Annotated[Any, only(1)] = None
+    max_tokens: Annotated[Any, only()] = None
+    top_logprobs: Annotated[Any, only(0)] = None
+    truncation: Annotated[Any, only("disabled")] = None
+    conversation: Annotated[Any, only()] = None
+    prompt: Annotated[Any, only()] = None
+    max_tool_calls: Annotated[Any, only()] = None
+    previous_response_id: Annotated[Any, only()] = None
+    background: Annotated[Any, only(False)] = None
+    store: bool | None = None

@@ -1,0 +1,167 @@
+"""POST /v1/responses as the openai client sees it, on a real Redis and a fake engine."""
+
+from __future__ import annotations
+
+import re
+
+import openai
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+EVENT = TypeAdapter(ResponseStreamEvent)
+INPUT = "Tell me about queues"
+GREEDY = {"model": "m", "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+def strict(response: Response) -> Response:
+    """The same, if it is what the client's types say."""
+    Response.model_validate_json(response.to_json(), strict=True)
+    return response
+
+
+async def chat_text(api, messages, **options):
+    answer = await api.client.chat.completions.create(messages=messages, **(GREEDY | options))
+    return answer.choices[0].message.content
+
+
+@pytest.fixture
+async def api(api, worker):
+    await worker()
+    return api
+
+
+async def test_an_answer_in_one_piece(api):
+    response = await api.client.responses.create(
+        input=INPUT,
+        instructions="Be brief.",
+        max_output_tokens=5,
+        metadata={"a": "b"},
+        **GREEDY,
+    )
+    strict(response)
+    assert re.fullmatch(r"resp_[0-9a-f]{32}", response.id)
+    assert (response.status, response.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    (message,) = response.output
+    assert (message.type, message.role, message.status) == ("message", "assistant", "incomplete")
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": INPUT}]
+    assert response.output_text == await chat_text(api, said, max_tokens=5)
+    assert response.usage.output_tokens == 5
+    assert response.usage.total_tokens == response.usage.input_tokens + 5
+    assert (response.instructions, response.metadata) == ("Be brief.", {"a": "b"})
+    assert (response.temperature, response.max_output_tokens) == (0, 5)
+
+
+async def test_an_answer_that_ends_by_itself_is_completed(api):
+    response = strict(await api.client.responses.create(model="m", input=INPUT, temperature=0))
+    assert response.status == response.output[0].status == "completed"
+    assert response.completed_at >= response.created_at
+
+
+async def test_a_stream_has_every_event_in_its_place(api):
+    whole = await api.client.responses.create(input=INPUT, max_output_tokens=20, **GREEDY)
+    stream = await api.client.responses.create(
+        input=INPUT, max_output_tokens=20, stream=True, **GREEDY
+    )
+    events = [event async for event in stream]
+    for event in events:
+        EVENT.validate_json(event.to_json(), strict=True)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    deltas = kinds.count("output_text.delta")
+    assert deltas > 5
+    assert kinds == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        *["output_text.delta"] * deltas,
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "incomplete",
+    ]
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == (
+        whole.output_text
+    )
+    assert events[-1].response.output_text == whole.output_text
+    assert events[-1].response.usage.total_tokens == whole.usage.total_tokens
+    assert events[0].response.status == "in_progress"
+
+
+async def test_the_stream_helper_gives_the_final_response(api):
+    async with api.client.responses.stream(model="m", input=INPUT, temperature=0) as stream:
+        snapshots = [
+            event.snapshot async for event in stream if event.type == "response.output_text.delta"
+        ]
+        response = await stream.get_final_response()
+    assert response.status == "completed"
+    assert snapshots[-1] == response.output_text
+
+
+async def test_items_are_the_conversation(api):
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [
+                {"type": "output_text", "text": "b", "annotations": []},
+                {"type": "output_text", "text": "c", "annotations": []},
+            ],
+        },
+        {"type": "message", "role": "user", "content": "d"},
+    ]
+    response = await api.client.responses.create(input=items, max_output_tokens=20, **GREEDY)
+    said = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "bc"},
+        {"role": "user", "content": "d"},
+    ]
+    assert response.output_text == await chat_text(api, said, max_tokens=20)
+
+
+async def test_an_idempotency_key_gives_the_same_response(api, redis):
+    options = {"max_output_tokens": 20, "extra_headers": {"Idempotency-Key": "k"}}
+    options |= {"model": "m", "input": INPUT}
+    first = await api.client.responses.create(**options)
+    second = await api.client.responses.create(**options)
+    assert (second.id, second.output) == (first.id, first.output)
+    assert len(await redis.keys("qs:{m}:job:idem-*")) == 1
+    with pytest.raises(openai.ConflictError):
+        await api.client.responses.create(**options | {"input": "else"})
+
+
+@pytest.mark.parametrize(
+    "bad, param, code",
+    [
+        ({"input": [{"type": "web_search_call"}]}, "input[0]", "unsupported_value"),
+        ({"input": []}, "input", "invalid_value"),
+        ({"input": 5}, "input", "invalid_type"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_value"),
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
+        ({"truncation": "auto"}, "truncation", "unsupported_value"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0]",
+            "unsupported_value",
+        ),
+    ],
+)
+async def test_what_cannot_be_done_is_a_400_that_names_the_field(api, bad, param, code):
+    with pytest.raises(openai.BadRequestError) as caught:
+        await api.client.responses.create(model="m", input=INPUT, extra_body=bad)
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_too_long_a_prompt_is_a_400_before_any_byte_of_an_answer(api, stream):
+    with pytest.raises(openai.BadRequestError) as caught:
+        await api.client.responses.create(model="m", input="word " * 5000, stream=stream)
+    assert caught.value.code == "context_length_exceeded"
