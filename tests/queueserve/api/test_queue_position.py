@@ -45,7 +45,9 @@ async def redis_depth(redis, depth: int) -> bool:
 async def test_a_stream_that_waits_is_told_its_place_at_once(busy, redis, until):
     waiting = asyncio.create_task(ask(busy, max_tokens=2))
     await until(lambda: redis_depth(redis, 1))
-    async with busy.stream("POST", "/v1/chat/completions", json=CHAT | TELL) as answer:
+    async with busy.stream(
+        "POST", "/v1/chat/completions", json=CHAT | TELL | {"max_tokens": 2}
+    ) as answer:
         assert answer.status_code == 200
         lines = answer.aiter_lines()
         assert re.fullmatch(r": queued position=2( eta=\d+\.\ds)?", await anext(lines))
