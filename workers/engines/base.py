@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from queueserve.errors import InvalidRequestError, QueueServeError
+from queueserve.errors import QueueServeError
 from queueserve.protocol import Constraint, FinishReason, Sampling, TokenLogprob
 
 
@@ -43,15 +43,6 @@ class Sequence:
     generated: tuple[int, ...] = ()
     sampling: Sampling
     constraint: Constraint | None = None
-
-
-def constraint_refusal(sequence: Sequence, engine: str) -> InvalidRequestError | None:
-    """The error for a sequence with a constraint, from an engine that can enforce none."""
-    if sequence.constraint is None:
-        return None
-    return InvalidRequestError(
-        f"the {engine} engine cannot constrain its output", param=sequence.constraint.param
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,87 +10,53 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from hashlib import blake2b
 from itertools import islice
 
 import queueserve
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError, QueueServeError
-from queueserve.protocol import FinishReason, Sampling, TokenLogprob
+from queueserve.protocol import Constraint, FinishReason, TokenLogprob
+from queueserve.queue.tasks import Tasks
 from workers.engines.base import (
     EngineInfo,
     Output,
     Sequence,
     Sink,
     Tokenizer,
-    constraint_refusal,
 )
-from workers.engines.fake_tokens import EOS, UNITS, VOCABULARY, WORDS, FakeTokenizer
+from workers.engines.fake_constrained import Walk
+from workers.engines.fake_model import LOGITS, NORM, Model
+from workers.engines.fake_tokens import EOS, VOCABULARY, WORDS, FakeTokenizer
+from workers.engines.grammar import Grammars, Matcher
 
-_BLOCK = 8  # tokens that one hash decides; characters never cross a block
 _CACHED = 16  # tokens: the grain of the prefix cache
 _CACHE_BLOCKS = 65_536
-
-# The logits of the most likely tokens at every index; any other token's is 0.
-_LOGITS = tuple(12.0 - 0.5 * rank for rank in range(20))
-_NORM = math.log(sum(map(math.exp, _LOGITS)) + len(VOCABULARY) - len(_LOGITS))
-
-
-class _Model:
-    """The tokens that follow one prompt: the most likely ones, or with a seed the drawn ones."""
-
-    def __init__(self, prompt: tuple[int, ...], sampling: Sampling, seed: int | None) -> None:
-        text = f"{seed}:{','.join(map(str, prompt))}"
-        self._key = blake2b(text.encode(), digest_size=32).digest()
-        end = _BLOCK * (2 + self._key[0] % 7)  # an answer has 16 to 64 tokens
-        self._end = math.inf if sampling.ignore_eos else max(end, sampling.min_tokens)
-        self._number = -1
-        self._tokens: list[int] = []
-        self._salt = b""
-
-    def likely(self, index: int) -> list[int]:
-        """Return the tokens of `_LOGITS` at this index, most likely first."""
-        best = self.best(index)
-        start = self._salt[index % _BLOCK]
-        around = (WORDS[(start + step) % len(WORDS)] for step in range(len(_LOGITS)))
-        return [best, *(token for token in around if token != best)][: len(_LOGITS)]
-
-    def best(self, index: int) -> int:
-        """Return the most likely token at this index."""
-        number, at = divmod(index, _BLOCK)
-        if number != self._number:
-            self._fill(number)
-        return EOS if index >= self._end else self._tokens[at]
-
-    def _fill(self, number: int) -> None:
-        digest = blake2b(str(number).encode(), key=self._key, digest_size=2 * _BLOCK).digest()
-        tokens: list[int] = []
-        for byte in digest[:_BLOCK]:
-            unit = UNITS[byte % len(UNITS)]
-            room = _BLOCK - len(tokens)
-            tokens += unit if len(unit) <= room else (WORDS[byte % len(WORDS)],) * bool(room)
-        self._number, self._tokens, self._salt = number, tokens, digest[_BLOCK:]
 
 
 class _Running:
     """One sequence on its way."""
 
-    def __init__(self, sequence: Sequence, *, room: int, wait: int, cached: int) -> None:
+    def __init__(
+        self, sequence: Sequence, *, room: int, wait: int, cached: int, matcher: Matcher | None
+    ) -> None:
         sampling = sequence.sampling
         self.id = sequence.id
         self.error = _refusal(sequence, room)
         self._sampling = sampling
         seed = sampling.seed if sampling.temperature > 0 else None
-        self._drawn = _Model(sequence.prompt, sampling, seed)
-        self._likely = _Model(sequence.prompt, sampling, None)
+        self._drawn = Model(sequence.prompt, sampling, seed)
+        self._likely = Model(sequence.prompt, sampling, None)
         self._count = len(sequence.generated)
         self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        self._ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else {EOS})
+        self._walk = None if matcher is None else Walk(matcher, self._drawn.key)
+        endless = sampling.ignore_eos and matcher is None  # the end of a grammar is always an end
+        self._ends = set(sampling.stop_token_ids) | (set() if endless else {EOS})
         self._wait = wait  # steps that the prompt still takes
         self._cached: int | None = cached
         self._seen = Counter(sequence.generated)
         self._prompt = frozenset(sequence.prompt)
         self._plain = (
-            not sampling.logit_bias
+            self._walk is None
+            and not sampling.logit_bias
             and sampling.logprobs is None
             and not sampling.presence_penalty
             and not sampling.frequency_penalty
@@ -108,7 +74,10 @@ class _Running:
         cached, self._cached = self._cached, None
         if self._count >= self._limit:
             return Output(self.id, finish="length", cached_tokens=cached)
-        token, logprobs = self._draw()
+        try:
+            token, logprobs = self._draw()
+        except QueueServeError as error:
+            return Output(self.id, error=error)
         if token in self._ends:
             return Output(self.id, finish="stop", cached_tokens=cached)
         self._count += 1
@@ -118,22 +87,31 @@ class _Running:
     def _draw(self) -> tuple[int, tuple[TokenLogprob, ...] | None]:
         if self._plain:
             return self._drawn.best(self._count), None
-        scores = self._scores()
-        token = max(scores, key=lambda token: (scores[token], -token))
-        if scores[token] < 0:  # all likely ones are banned: every other token's score is 0
-            token = next((word for word in WORDS if word not in scores), token)
+        token = self._best() if self._walk is None else self._allowed(self._walk)
         self._seen[token] += 1
         if self._sampling.logprobs is None:
             return token, None
         # They are the model's before any sampling, so neither seed nor bias changes them.
         likely = self._likely.likely(self._count)
-        ranked = [(one, logit - _NORM) for one, logit in zip(likely, _LOGITS, strict=True)]
-        own = dict(ranked).get(token, -_NORM)
+        ranked = [(one, logit - NORM) for one, logit in zip(likely, LOGITS, strict=True)]
+        own = dict(ranked).get(token, -NORM)
         return token, (TokenLogprob(own, tuple(ranked[: self._sampling.logprobs])),)
+
+    def _allowed(self, walk: Walk) -> int:
+        early = self._count < self._sampling.min_tokens
+        but = self._ends if early else {EOS} if self._sampling.ignore_eos else ()
+        return walk.draw(self._count, but=but)
+
+    def _best(self) -> int:
+        scores = self._scores()
+        token = max(scores, key=lambda token: (scores[token], -token))
+        if scores[token] < 0:  # all likely ones are banned: every other token's score is 0
+            token = next((word for word in WORDS if word not in scores), token)
+        return token
 
     def _scores(self) -> dict[int, float]:
         sampling, seen = self._sampling, self._seen
-        scores = dict(zip(self._drawn.likely(self._count), _LOGITS, strict=True))
+        scores = dict(zip(self._drawn.likely(self._count), LOGITS, strict=True))
         for token, by in sampling.logit_bias.items():
             scores[token] = scores.get(token, 0.0) + by
         for token, score in scores.items():
@@ -165,7 +143,7 @@ def _refusal(sequence: Sequence, room: int) -> QueueServeError | None:
             return InvalidRequestError(
                 f"token {unknown} is not in the vocabulary of {len(VOCABULARY)}", param=param
             )
-    return constraint_refusal(sequence, "fake")
+    return None
 
 
 class FakeEngine:
@@ -200,6 +178,9 @@ class FakeEngine:
         self._start_delay = start_delay
         self._sequences: dict[str, _Running] = {}  # the first `slots` of them run
         self._cache: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
+        self._grammars = Grammars(lambda: VOCABULARY, frozenset({EOS}))
+        self._compiling: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks()
         self._handle: asyncio.Handle | None = None
         self._due = 0.0
 
@@ -210,7 +191,27 @@ class FakeEngine:
         await asyncio.sleep(self._start_delay)
 
     def add(self, sequence: Sequence) -> None:
-        """Start a sequence at the next step."""
+        """Start a sequence at the next step, or once its constraint is compiled."""
+        self.abort(sequence.id)
+        if sequence.constraint is None:
+            self._add(sequence, None)
+        else:
+            compiling = self._tasks.start(self._compile(sequence, sequence.constraint), "compile")
+            self._compiling[sequence.id] = compiling
+
+    async def _compile(self, sequence: Sequence, constraint: Constraint) -> None:
+        matcher = None
+        try:
+            matcher = await asyncio.to_thread(
+                self._grammars.matcher, constraint, sequence.generated
+            )
+        except QueueServeError as error:
+            self._sink([Output(sequence.id, error=error)])
+        del self._compiling[sequence.id]
+        if matcher is not None:
+            self._add(sequence, matcher)
+
+    def _add(self, sequence: Sequence, matcher: Matcher | None) -> None:
         cached = self._look_up(sequence.prompt)
         tokens = len(sequence.prompt) + len(sequence.generated) - cached
         self._sequences[sequence.id] = _Running(
@@ -218,6 +219,7 @@ class FakeEngine:
             room=self.info.context_length - len(sequence.prompt),
             wait=(tokens - 1) // self._prefill if self._prefill else 0,
             cached=cached,
+            matcher=matcher,
         )
         if self._handle is None:
             self._due = self._loop.time()
@@ -225,12 +227,15 @@ class FakeEngine:
 
     def abort(self, sequence_id: str) -> None:
         """Forget a sequence; nothing of it follows."""
+        if compiling := self._compiling.pop(sequence_id, None):
+            compiling.cancel()
         self._sequences.pop(sequence_id, None)
         if not self._sequences:
             self._stop()
 
     async def close(self) -> None:
         """Forget all sequences and stop the clock."""
+        await self._tasks.aclose()
         self._sequences.clear()
         self._stop()
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from queueserve.errors import ContextLengthExceededError, EngineError, QueueServeError
 from workers.engines import gguf_header, llama_cpp_requests, llama_cpp_sizing
-from workers.engines.base import EngineInfo, Output, Sequence, Sink, constraint_refusal
+from workers.engines.base import EngineInfo, Output, Sequence, Sink
 from workers.engines.fingerprint import fingerprint
+from workers.engines.grammar import Grammars
 from workers.engines.llama_cpp_gathering import Gathering
 from workers.engines.llama_cpp_generation import Generation
 from workers.engines.llama_cpp_server import LlamaServer
@@ -46,6 +47,7 @@ class _Slot:
 class _Loaded:
     server: LlamaServer
     vocabulary: Vocabulary
+    grammars: Grammars
     info: EngineInfo
 
 
@@ -111,7 +113,8 @@ class LlamaCppEngine:
             context_length=context,
             slots=self._slots,
         )
-        return _Loaded(server, vocabulary, info)
+        grammars = Grammars(lambda: vocabulary.pieces, server.ends)
+        return _Loaded(server, vocabulary, grammars, info)
 
     def add(self, sequence: Sequence) -> None:
         """Start a sequence, or let it wait for a slot."""
@@ -135,8 +138,6 @@ class LlamaCppEngine:
                 f"{self.info.context_length}",
                 param="prompt",
             )
-        if refusal := constraint_refusal(sequence, "llama_cpp"):
-            raise refusal
 
     def abort(self, sequence_id: str) -> None:
         """Stop a sequence; its thread sees it at its next message from llama.cpp."""
@@ -185,6 +186,7 @@ class LlamaCppEngine:
             limit=most if asked is None else min(asked, most),
             server=loaded.server,
             vocabulary=loaded.vocabulary,
+            grammars=loaded.grammars,
             emit=partial(self._gathering.deliver, run),
             rest=partial(self._gathering.leave, run),
             cancelled=lambda: run.cancelled or self._loop.is_closed(),

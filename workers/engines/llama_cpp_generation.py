@@ -7,6 +7,11 @@ Where that leaves a choice (a few emoji) the likeliest is checked against the sl
 the true tokens, and llama.cpp says how many of them a prompt has in common with it. Where there is
 nothing to go by (the request ended inside a character, say) the lost tokens are drawn again, and
 the rest too, by one request a token, which always tells its id.
+
+A constraint's grammar goes with the first request, and llama.cpp sees to it. It can only start at
+the beginning of an output, so later requests (the sequence goes on here after a fail-over, or in
+steps) are free: what comes is checked here, and where it leaves the grammar, one token is drawn
+with all that the grammar forbids banned.
 """
 
 from __future__ import annotations
@@ -15,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from queueserve.errors import EngineError
 from queueserve.protocol import FinishReason, TokenLogprob
 from workers.engines import llama_cpp_requests as requests
 from workers.engines.base import Output, Sequence
+from workers.engines.grammar import Grammars, Matcher, to_lark
 from workers.engines.llama_cpp_server import Drawn, Ended, LlamaServer, Message, Progress
 from workers.engines.llama_cpp_vocabulary import Vocabulary
 
@@ -52,6 +59,7 @@ class Generation:
         limit: int,  # output tokens, those given included
         server: LlamaServer,
         vocabulary: Vocabulary,
+        grammars: Grammars,
         emit: Emit,
         rest: Callable[[], None],  # no more is to come
         cancelled: Callable[[], bool],
@@ -63,12 +71,19 @@ class Generation:
         self._limit = limit
         self._server = server
         self._vocabulary = vocabulary
+        self._grammars = grammars
+        self._matcher: Matcher | None = None
+        self._grammar: str | None = None  # for the first request only
+        self._strayed = False  # the last token drawn left the grammar, and does not count
         self._emit = emit
         self._rest = rest
         self._cancelled = cancelled
-        ends = frozenset() if self._sampling.ignore_eos else server.ends
+        # A constraint always ends with one of the model's own ends, when nothing else is left.
+        own = sequence.constraint is None and self._sampling.ignore_eos
+        ends = frozenset() if own else server.ends
         self._stops = ends | frozenset(self._sampling.stop_token_ids)
-        self._never = server.ends - self._stops  # llama.cpp would end there
+        ignored = server.ends.difference(self._sampling.stop_token_ids)
+        self._never = ignored if self._sampling.ignore_eos else frozenset()
         self._finish: FinishReason | None = None
         self._cached: int | None = None  # until it is reported
         self._started = False
@@ -76,7 +91,13 @@ class Generation:
         self._stepping = requests.needs_steps(self._sampling)
 
     def run(self) -> None:
-        """Generate until the end, or until cancelled. Raises as `LlamaServer.complete` does."""
+        """Generate until the end, or until cancelled.
+
+        Raises as `LlamaServer.complete` and `Grammars.matcher` do.
+        """
+        if constraint := self._sequence.constraint:
+            self._matcher = self._grammars.matcher(constraint, self.tokens)
+            self._grammar = None if self.tokens else to_lark(constraint)
         if len(self.tokens) >= self._limit:
             self._take([], [])
         try:
@@ -88,6 +109,8 @@ class Generation:
     def _next(self) -> None:
         if self._held:
             self._resolve(self._held)
+        elif self._matcher and self._strayed:
+            self._return(self._matcher)
         elif self._stepping and self._started:
             self._step()
         else:
@@ -129,7 +152,9 @@ class Generation:
             count=self._room(),
             banned=self._banned(),
             stream=True,
+            grammar=self._grammar,
         )
+        self._grammar = None
         self._server.complete(request, on_message)
         self._started = True
 
@@ -144,7 +169,7 @@ class Generation:
         """Take what a message brings; True if the request must end here."""
         if missing == 0:
             self._take([message.token], [message.logprob])
-            return self._finish is not None
+            return self._strayed or self._finish is not None
         known = self._vocabulary.pieces[message.token]
         data = message.data
         candidates = []
@@ -152,7 +177,7 @@ class Generation:
             candidates = self._vocabulary.held_back(data[: len(data) - len(known)], missing)
         if len(candidates) == 1 and self._sampling.logprobs is None:
             self._take([*candidates[0], message.token], [])
-            return self._finish is not None
+            return self._strayed or self._finish is not None
         self._held = _Held(candidates, message.token, message.logprob)
         return True
 
@@ -182,13 +207,13 @@ class Generation:
         )
         return self._server.answer(request).cached >= len(known)
 
-    def _step(self) -> None:
+    def _step(self, banned: frozenset[int] | None = None) -> None:
         request = requests.draw(
             self._sequence,
             self.tokens,
             slot=self._slot,
             count=1,
-            banned=self._banned(),
+            banned=self._banned() if banned is None else banned,
             stream=False,
         )
         ended = self._server.answer(request)
@@ -197,6 +222,14 @@ class Generation:
         if logprob is None and self._sampling.logprobs is not None:
             logprob = self._logprob((), token)
         self._take([token], [logprob])
+
+    def _return(self, matcher: Matcher) -> None:
+        """Draw a token that the grammar allows."""
+        self._strayed = False
+        allowed = matcher.allowed(but=self._banned())
+        self._step(frozenset(token for token, free in enumerate(allowed) if not free))
+        if self._strayed:
+            raise EngineError("llama.cpp drew a token that was banned")
 
     def _logprob(self, before: tuple[int, ...], token: int) -> TokenLogprob:
         """How likely `token` was after all that is there and `before`: llama.cpp is asked again."""
@@ -217,6 +250,9 @@ class Generation:
         wanted = self._sampling.logprobs
         taken: list[int] = []
         for token in tokens:
+            if self._matcher and self._strays(self._matcher, token):
+                self._strayed = True
+                break
             if token in self._stops:
                 self._finish = "stop"
                 break
@@ -238,5 +274,14 @@ class Generation:
             self._finish,
             cached_tokens=self._cached,
         )
+        if self._strayed and not taken:
+            self._emit(None)
+            return
         self._cached = None
         self._emit(output, more=self._finish is None)
+
+    def _strays(self, matcher: Matcher, token: int) -> bool:
+        """Whether `token` leaves the grammar; if not, the matcher has taken it in."""
+        if token in self._server.ends:
+            return not matcher.complete
+        return token not in self._stops and not matcher.accept(token)

@@ -18,6 +18,7 @@ from workers.engines.base import Sequence
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 _FORCE = 1000.0  # added to a logit: more than any two logits are apart
+_LARK = "%llguidance {}"  # tells such a grammar from llama.cpp's own kind
 _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's word for "any seed"
 
 
@@ -72,8 +73,12 @@ def draw(
     count: int,
     banned: Iterable[int],
     stream: bool,
+    grammar: str | None = None,
 ) -> dict[str, Any]:
-    """A request for up to `count` tokens after `generated`; `banned` ones never come."""
+    """A request for up to `count` tokens after `generated`; `banned` ones never come.
+
+    With a `grammar`, in llguidance's Lark, they come where it leaves no other.
+    """
     sampling = sequence.sampling
     bias: list[list[Any]] = [[token, by] for token, by in _bias(sampling, generated).items()]
     penalised = sampling.repetition_penalty != 1.0
@@ -89,7 +94,8 @@ def draw(
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
         "repeat_last_n": len(tokens) + count if penalised else 0,
-        "logit_bias": bias + [[token, False] for token in banned],
+        "logit_bias": bias + [[token, -_FORCE if grammar else False] for token in banned],
+        "grammar": f"{_LARK}\n{grammar.removeprefix(_LARK)}" if grammar else "",
         "n_probs": 0 if sampling.logprobs is None else max(1, sampling.logprobs),
     }
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,19 +24,22 @@ from queueserve.errors import (
     InvalidRequestError,
     QueueServeError,
 )
+from queueserve.queue.tasks import Tasks
 from workers.engines.base import (
     EngineInfo,
     Output,
     Sequence,
     Sink,
     Tokenizer,
-    constraint_refusal,
 )
 from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.grammar import Grammars, Matcher
 from workers.engines.loading import in_daemon_thread
 
 if TYPE_CHECKING:
     from workers.engines.transformers_batching import Batcher, Step
+
+log = logging.getLogger(__name__)
 
 _CLOSE_WITHIN = 10.0  # seconds
 
@@ -75,6 +81,7 @@ class TransformersEngine:
         self._numbers = itertools.count()
         self._ends: frozenset[int] = frozenset()
         self._vocabulary = range(0)
+        self._tasks = Tasks()
 
     async def start(self, sink: Sink) -> None:
         """Satisfies `workers.engines.base.Engine`."""
@@ -114,6 +121,8 @@ class TransformersEngine:
         self._ends = loaded.ends
         self._vocabulary = range(loaded.model.config.get_text_config().vocab_size)
         self.tokenizer = loaded.tokenizer
+        pieces = partial(loaded.tokenizer.pieces, len(self._vocabulary))
+        self._grammars = Grammars(pieces, loaded.ends)
         self.info = EngineInfo(
             engine="transformers",
             version=transformers.__version__,
@@ -146,9 +155,35 @@ class TransformersEngine:
         if left <= 0:
             self._loop.call_soon(self._emit, [(key, Output(sequence.id, finish="length"))])
             return
-        own = frozenset() if sequence.sampling.ignore_eos else self._ends
-        ends = own.union(sequence.sampling.stop_token_ids)
-        self._batcher.add(key, sequence, ends=tuple(ends), max_new=left)
+        # A constraint always ends with one of the model's own ends, when nothing else is left.
+        own = self._ends if sequence.constraint or not sequence.sampling.ignore_eos else frozenset()
+        ends = tuple(own.union(sequence.sampling.stop_token_ids))
+        if sequence.constraint is None:
+            self._batcher.add(key, sequence, ends=ends, max_new=left)
+            return
+        compile_ = partial(self._grammars.matcher, sequence.constraint, sequence.generated)
+        start = partial(self._batcher.add, key, sequence, ends=ends, max_new=left)
+        self._tasks.start(self._constrained(key, sequence, compile_, start), f"compile {key}")
+
+    async def _constrained(
+        self,
+        key: str,
+        sequence: Sequence,
+        compile_: Callable[[], Matcher],
+        start: Callable[..., None],
+    ) -> None:
+        try:
+            matcher = await asyncio.to_thread(compile_)
+        except QueueServeError as error:
+            self._emit([(key, Output(sequence.id, error=error))])
+            return
+        except Exception as error:  # the sequence must hear of it
+            log.exception("a constraint could not be compiled")
+            problem = EngineError(f"llguidance: {error!r}")
+            self._emit([(key, Output(sequence.id, error=problem))])
+            return
+        if self._live.get(sequence.id) == key and self._batcher is not None:
+            start(matcher=matcher)
 
     def _problem(self, sequence: Sequence, room: int) -> QueueServeError | None:
         if not sequence.prompt:
@@ -169,7 +204,7 @@ class TransformersEngine:
             unknown = next((token for token in tokens if token not in self._vocabulary), None)
             if unknown is not None:
                 return InvalidRequestError(f"the model has no token {unknown}", param=param)
-        return constraint_refusal(sequence, "transformers")
+        return None
 
     def abort(self, sequence_id: str) -> None:
         """Satisfies `workers.engines.base.Engine`."""
@@ -181,6 +216,7 @@ class TransformersEngine:
         """Satisfies `workers.engines.base.Engine`."""
         self._closed = True
         self._live.clear()
+        await self._tasks.aclose()
         batcher, self._batcher = self._batcher, None
         if batcher is not None:
             await asyncio.to_thread(batcher.stop, _CLOSE_WITHIN)

@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from queueserve.errors import EngineError
 from queueserve.protocol import FinishReason
 from workers.engines.base import Output, Sequence
+from workers.engines.grammar import Matcher
 from workers.engines.transformers_memory import CacheSize
 from workers.engines.transformers_sampling import Drawing, Sampler
 
@@ -76,16 +77,24 @@ class Batcher:
         self._manager = self._new_manager()
         self._thread.start()
 
-    def add(self, key: str, sequence: Sequence, *, ends: tuple[int, ...], max_new: int) -> None:
+    def add(
+        self,
+        key: str,
+        sequence: Sequence,
+        *,
+        ends: tuple[int, ...],
+        max_new: int,
+        matcher: Matcher | None = None,
+    ) -> None:
         """Hand over a sequence; called on the event loop.
 
         `key` is never used twice. `ends` are the tokens that end it; after `max_new` tokens, not
-        counting those generated before, it ends all the same.
+        counting those generated before, it ends all the same. `matcher` follows its constraint.
         """
         request = _Request(
             key=key,
             sequence=sequence.id,
-            drawing=Drawing(sequence.sampling, sequence.prompt, ends),
+            drawing=Drawing(sequence.sampling, sequence.prompt, ends, matcher),
             tokens=[*sequence.prompt, *sequence.generated],
             max_new=max_new,
         )
@@ -230,6 +239,9 @@ class Batcher:
                 # Cancelled in the moment between the manager's look at its two queues.
                 manager.cancel_request(result.request_id)
             return None
+        if problem := request.drawing.problem:
+            self.cancel(request.key)
+            return request.key, Output(request.sequence, error=problem)
         if over:
             self._requests.pop(request.key, None)  # a cancel may have been first
         return request.key, _output(request, result.generated_tokens, over=over)

@@ -6,7 +6,8 @@ but (seed, index of the token), so it can go on in another process as if nothing
 manager itself stays greedy: where a token is drawn its score becomes infinite, and the manager's
 argmax finds it.
 
-The steps for one sequence: penalties, logit_bias, min_tokens, temperature, top_k, top_p, min_p.
+The steps for one sequence: penalties, logit_bias, min_tokens, the constraint, temperature, top_k,
+top_p, min_p.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from queueserve.errors import EngineError
 from queueserve.protocol import Sampling, TokenLogprob
+from workers.engines.grammar import Matcher
 
 Tensor: TypeAlias = Any  # torch is not followed by mypy
 
@@ -39,9 +42,12 @@ class Drawing:
     sampling: Sampling
     prompt: tuple[int, ...]
     ends: tuple[int, ...]  # the tokens that end it
+    matcher: Matcher | None = None  # has followed what was generated elsewhere
+    problem: EngineError | None = None  # why it cannot go on
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens not yet sent
     _counts: Counter[int] = field(default_factory=Counter)  # output tokens seen so far
     _counted: int = 0
+    _matched: int | None = None  # output tokens that the matcher has seen, once it sees any here
 
     @property
     def greedy(self) -> bool:
@@ -59,6 +65,7 @@ class Drawing:
         own = self.sampling
         return (
             self.greedy
+            and self.matcher is None
             and own.logprobs is None
             and not own.logit_bias
             and index >= own.min_tokens
@@ -73,8 +80,29 @@ class Drawing:
         if own.logit_bias:
             tokens, by = zip(*own.logit_bias.items(), strict=True)
             scores[_ids(tokens, scores)] += torch.tensor(by, device=scores.device)
-        if len(output) < own.min_tokens:
+        early = len(output) < own.min_tokens
+        if self.matcher is not None:
+            self._constrain(self.matcher, scores, output, but=self.ends if early else ())
+        elif early:
             scores[_ids([end for end in self.ends if end < len(scores)], scores)] = -torch.inf
+
+    def _constrain(
+        self, matcher: Matcher, scores: Tensor, output: list[int], *, but: tuple[int, ...]
+    ) -> None:
+        if self.problem is not None:
+            return
+        new = output[len(output) if self._matched is None else self._matched :]
+        self._matched = len(output)
+        try:
+            if not all(map(matcher.accept, new)):
+                raise EngineError("the output left the constraint")
+            mask = matcher.allowed(but=(*but, *(matcher.ends if self.sampling.ignore_eos else ())))
+        except EngineError as error:  # it must not take the batch with it
+            self.problem = error
+            return
+        allowed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(scores.device)
+        scores[: len(mask)].masked_fill_(allowed == 0, -torch.inf)
+        scores[len(mask) :] = -torch.inf
 
     def _penalise(self, scores: Tensor, output: list[int]) -> None:
         own = self.sampling

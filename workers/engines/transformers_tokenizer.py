@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from queueserve.errors import EngineError
 from workers.engines.base import Detokenizer
 
 Backend: TypeAlias = Any  # a PreTrainedTokenizer: transformers is not followed by mypy
@@ -139,6 +140,15 @@ class TransformersTokenizer:
         if self._decode_piece is not None:
             return _ByteDetokenizer(self._token_bytes)
         return _WindowDetokenizer(self._decode)
+
+    def pieces(self, count: int) -> list[bytes]:
+        """The bytes of the tokens 0 to `count` - 1, empty for those without text.
+
+        Raises EngineError for a tokenizer whose tokens are no bytes.
+        """
+        if self._decode_piece is None:
+            raise EngineError("the tokens of this model's tokenizer do not stand for bytes")
+        return [self._token_bytes(token) for token in range(count)]
 
     def _token_bytes(self, token: int) -> bytes:
         known = self._bytes.get(token)

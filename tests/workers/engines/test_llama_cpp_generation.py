@@ -7,16 +7,18 @@ all the ways that its vocabulary allows.
 
 import importlib.util
 import random
+import re
 import struct
 from array import array
 from math import prod
 
 import pytest
 
-from queueserve.protocol import Sampling
+from queueserve.protocol import Constraint, Sampling
 from workers.engines import llama_cpp_requests as requests
 from workers.engines.base import Sequence
 from workers.engines.gguf_header import read_header
+from workers.engines.grammar import Grammars
 from workers.engines.llama_cpp_generation import Generation
 from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_vocabulary import Utf8Detokenizer, Vocabulary
@@ -182,10 +184,14 @@ class Model:
         left = [token for token, own in enumerate(self.vocabulary.pieces) if own in pieces]
         return {token: 0.0 if token in left else -1000.0 for token in range(self.size)}
 
-    def generate(self, prompt, generated=(), **sampling):
-        """The outputs of one sequence, and its token counts at each request."""
+    def generate(self, prompt, generated=(), constraint=None, **sampling):
+        """The outputs of one sequence."""
         sequence = Sequence(
-            id="s", prompt=prompt, generated=generated, sampling=Sampling(**sampling)
+            id="s",
+            prompt=prompt,
+            generated=generated,
+            sampling=Sampling(**sampling),
+            constraint=constraint,
         )
         outputs = []
         generation = Generation(
@@ -194,6 +200,7 @@ class Model:
             limit=sampling["max_tokens"],
             server=self.server,
             vocabulary=self.vocabulary,
+            grammars=Grammars(lambda: self.vocabulary.pieces, self.server.ends),
             emit=lambda output, more=False: output and outputs.append(output),
             rest=lambda: None,
             cancelled=lambda: False,
@@ -445,3 +452,16 @@ def test_a_sequence_goes_on_from_inside_a_character(model):
     for cut in range(11):
         rest = tokens_of(model.generate((7, 8), tuple(whole[:cut]), **sampling))
         assert whole[:cut] + rest == whole
+
+
+@pytest.mark.parametrize("own", ['start: "no such kind', "start: /[a-z ]*/"])
+def test_where_llama_cpp_lets_the_grammar_go_the_output_still_satisfies_it(
+    byte_level, monkeypatch, own
+):
+    """A grammar that it cannot read it drops without a word."""
+    monkeypatch.setattr("workers.engines.llama_cpp_generation.to_lark", lambda _: own)
+    constraint = Constraint("regex", "[0-9]{3}(é|日)[0-9]{2}")
+    outputs = byte_level.generate((5, 6), constraint=constraint, max_tokens=40, temperature=1.0)
+    data = b"".join(byte_level.vocabulary.pieces[token] for token in tokens_of(outputs))
+    assert re.fullmatch("[0-9]{3}(é|日)[0-9]{2}", data.decode())
+    assert outputs[-1].finish == "stop"

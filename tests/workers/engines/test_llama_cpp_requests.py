@@ -8,9 +8,11 @@ from workers.engines import llama_cpp_requests as requests
 from workers.engines.base import Sequence
 
 
-def draw(generated=(), banned=(), **sampling):
+def draw(generated=(), banned=(), grammar=None, **sampling):
     sequence = Sequence(id="s", prompt=(7, 8), sampling=Sampling(**sampling))
-    return requests.draw(sequence, list(generated), slot=3, count=5, banned=banned, stream=True)
+    return requests.draw(
+        sequence, list(generated), slot=3, count=5, banned=banned, stream=True, grammar=grammar
+    )
 
 
 def test_every_option_that_bears_on_the_draw_is_neutral_by_default():
@@ -35,6 +37,7 @@ def test_every_option_that_bears_on_the_draw_is_neutral_by_default():
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "logit_bias": [],
+        "grammar": "",
         "n_probs": 0,
     }
 
@@ -97,3 +100,10 @@ def test_seeds_differ_and_none_of_them_means_any():
     seeds = {requests.seed_at(seed, index) for seed in (0, 1, -1, 1 << 63) for index in range(9)}
     assert len(seeds) == 36
     assert all(0 <= seed < 0xFFFFFFFF for seed in seeds)
+
+
+def test_under_a_grammar_a_banned_token_stays_possible_where_nothing_else_is_left():
+    bound = draw(banned=[2], grammar='start: "a"')
+    assert bound["grammar"] == '%llguidance {}\nstart: "a"'
+    assert bound["logit_bias"] == [[2, -1000.0]]
+    assert draw(banned=[2])["logit_bias"] == [[2, False]]
