@@ -8,12 +8,14 @@ that starts with its kind, so that `redis-cli SUBSCRIBE` reads well and a token 
     ["delta",    job, epoch, seq, pos, text, [token, ...], [logprob, ...] | null]
     ["progress", job, epoch, seq, pos]
     ["finished", job, epoch, seq, pos, text, finish_reason]
+    ["answered", job, epoch, [row, ...], prompt_tokens]
     ["failed",   job, epoch, code, message, param | null]
     ["orphaned", job, epoch]
 
 `seq` counts the job's output tokens and `pos` its output characters *before* this event; both go on
 across workers, so an overlap can be trimmed and a gap is seen. `epoch` is the fence: it grows with
-every dispatch, and what carries an older one is dropped.
+every dispatch, and what carries an older one is dropped. A job that answers with data, and not with
+text, has no output before its end, which is one event, `answered`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ import orjson
 from queueserve.errors import ProtocolError
 
 FinishReason: TypeAlias = Literal["stop", "length"]
-JobKind: TypeAlias = Literal["chat", "completion"]
+JobKind: TypeAlias = Literal["chat", "completion", "embed", "score", "tokenize", "detokenize"]
+LIGHT_KINDS: frozenset[JobKind] = frozenset({"tokenize", "detokenize"})
+"""Jobs that need the tokenizer and not the engine: they do not wait for a slot."""
 ConstraintKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
 CLASSES = 16
@@ -83,8 +87,24 @@ class Continuation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a job that answers with data works on; its answer has a row for each item."""
+
+    items: tuple[str | tuple[int, ...], ...] = ()  # texts or token ids
+    queries: tuple[str, ...] = ()  # kind "score": one for all items, or one for each
+    param: str = "input"  # the field of the request that the items come from
+    first: int = 0  # the first item's index in it, for messages
+    truncate: int | None = None  # tokens kept of an item; -1: the model's most; None: as the worker
+    dimensions: int | None = None  # kind "embed": of a vector; None: all
+    add_special: bool = True  # kind "tokenize": with the special tokens around a plain prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One sequence to generate. A request with n = 2, or with two prompts, is two jobs."""
+    """One sequence to generate, or one batch of inputs to answer with data.
+
+    A request with n = 2, or with two prompts, is two jobs.
+    """
 
     id: str
     pool: str  # the queue it waits in
@@ -92,6 +112,7 @@ class Job:
     kind: JobKind
     messages: tuple[Mapping[str, Any], ...] = ()  # kind "chat"
     prompt: str | tuple[int, ...] = ""  # kind "completion": text or token ids
+    inputs: Inputs | None = None  # the kinds that answer with data; None for the others
     sampling: Sampling = field(default_factory=Sampling)
     unset: tuple[str, ...] = ()  # fields of `sampling` left open: the model's own default counts
     constraint: Constraint | None = None  # None: the output is free
@@ -165,6 +186,20 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The whole answer of a job that answers with data: a row for each item, in their order.
+
+    A row is, by the job's kind: "embed": base64 of the vector as little-endian float32; "score": a
+    number; "tokenize": a list of token ids; "detokenize": a text.
+    """
+
+    job: str
+    epoch: int
+    rows: tuple[Any, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The end without an answer, for the reason that `code` names (`queueserve.errors`)."""
 
@@ -183,7 +218,7 @@ class Orphaned:
     epoch: int
 
 
-Event: TypeAlias = Started | Delta | Progress | Finished | Failed | Orphaned
+Event: TypeAlias = Started | Delta | Progress | Finished | Answered | Failed | Orphaned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +229,7 @@ class ModelCard:
     pool: str
     context_length: int
     engine: str
-    kind: Literal["chat"] = "chat"
+    tasks: tuple[JobKind, ...] = ("chat", "completion")  # the kinds of jobs it takes
     created: int = 0  # Unix seconds
     seen: int = 0  # Unix seconds, renewed by its workers
     tool_parser: str | None = None  # how it writes calls; None: it takes no tools
@@ -206,6 +241,7 @@ _KINDS: dict[str, type[Event]] = {
     "delta": Delta,
     "progress": Progress,
     "finished": Finished,
+    "answered": Answered,
     "failed": Failed,
     "orphaned": Orphaned,
 }
@@ -238,6 +274,7 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
     "delta": (str, int, int, int, str, list, (list, type(None))),
     "progress": (str, int, int, int),
     "finished": (str, int, int, int, str, str),
+    "answered": (str, int, list, int),
     "failed": (str, int, str, str, (str, type(None))),
     "orphaned": (str, int),
 }
@@ -253,6 +290,9 @@ def _event(row: Sequence[Any]) -> Event:
             TokenLogprob(own, tuple((token, lp) for token, lp in top)) for own, top in logprobs
         )
         return Delta(job, epoch, seq, pos, text, tuple(tokens), pairs or None)
+    if tag == "answered":
+        job, epoch, rows, prompt_tokens = rest
+        return Answered(job, epoch, tuple(rows), prompt_tokens)
     return _KINDS[tag](*rest)
 
 
@@ -287,9 +327,16 @@ def decode_job(body: bytes) -> Job:
         bias = {int(token): float(by) for token, by in sampling.pop("logit_bias", {}).items()}
         if constraint := data.pop("constraint", None):
             data["constraint"] = Constraint(**_tuples(Constraint, constraint))
+        if inputs := data.pop("inputs", None):
+            data["inputs"] = _inputs(inputs)
         return Job(**data, sampling=Sampling(**sampling, logit_bias=bias))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"not a job: {error}") from error
+
+
+def _inputs(data: dict[str, Any]) -> Inputs:
+    items = [tuple(item) if isinstance(item, list) else item for item in data.pop("items")]
+    return Inputs(**_tuples(Inputs, data), items=tuple(items))
 
 
 def decode_continuation(body: bytes) -> Continuation:

@@ -17,11 +17,12 @@ from queueserve.errors import (
     QueueServeError,
     WorkerLostError,
 )
-from queueserve.protocol import Failed, FinishReason
+from queueserve.protocol import Event, Failed, FinishReason, Progress
 from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
 from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.tasks import Tasks
+from workers.answering import Answerer
 from workers.defaults import Defaults, with_defaults
 from workers.engines.base import Engine, Output, Sequence
 from workers.marks import Marks
@@ -50,6 +51,7 @@ class Runner:
         stream_interval: int = 1,
         defaults: Defaults | None = None,
         marks: Marks | None = None,
+        truncate: bool = False,
     ) -> None:
         self._defaults = defaults or {}
         self._marks = marks or Marks({}, {})
@@ -58,6 +60,8 @@ class Runner:
         self._prompter = prompter
         self._publisher = publisher
         self._interval = stream_interval
+        self._answerer = Answerer(engine, prompter, truncate=truncate)
+        self._answering: dict[str, asyncio.Task[None]] = {}  # by job: those that answer with data
         self._runs: dict[str, Run] = {}  # by sequence id: on the engine
         self._held: dict[str, int] = {}  # job → epoch: being prepared, or on the engine
         self._moved: dict[str, str] = {}  # job → the API server that reads it now, if it has moved
@@ -95,7 +99,10 @@ class Runner:
         if assignment.cancelled:
             self._end(Finish(job, epoch, "cancelled"), consumer)
         else:
-            self._tasks.start(self._prepare(assignment, consumer), f"prepare {job}")
+            task = self._tasks.start(self._prepare(assignment, consumer), f"prepare {job}")
+            if assignment.job.inputs is not None:
+                self._moved[job] = assignment.api
+                self._answering[job] = task
 
     def cancel(self, job: str, epoch: int, consumer: Consumer) -> None:
         """Stop a job that its reader does not want any more, and free the slot."""
@@ -110,6 +117,8 @@ class Runner:
     def drop(self, job: str) -> None:
         """Forget a job that is not ours any more, without a word."""
         epoch = self._held.get(job)
+        if task := self._answering.pop(job, None):
+            task.cancel()
         self._release(job)
         if run := self._runs.pop(f"{job}:{epoch}", None):
             self._engine.abort(run.sequence_id)
@@ -201,6 +210,7 @@ class Runner:
     def _release(self, job: str) -> None:
         self._held.pop(job, None)
         self._moved.pop(job, None)
+        self._answering.pop(job, None)
         if not self._held:
             self._idle.set()
 
@@ -221,6 +231,12 @@ class Runner:
     async def _prepare(self, assignment: Assignment, consumer: Consumer) -> None:
         job, epoch = assignment.job, assignment.epoch
         try:
+            if job.inputs is not None:
+                end = await self._answerer.run(
+                    assignment, consumer.worker, lambda event: self._tell(job.id, event)
+                )
+                self._end(end, consumer)
+                return
             run = await self._run(assignment, consumer)
             if self._held.get(job.id) != epoch:
                 return  # cancelled, or taken away, while the prompt was made
@@ -293,9 +309,15 @@ class Runner:
         """Tell readers how far their jobs are, so that a lost tail shows; forget old finishes."""
         for run in self._runs.values():
             self._publisher.publish(run.api, run.progress())
+        for job in self._answering:
+            self._tell(job, Progress(job, self._held[job], 0, 0))
         now = time.monotonic()
         for key in [key for key, (_, until) in self._finished.items() if until < now]:
             del self._finished[key]
+
+    def _tell(self, job: str, event: Event) -> None:
+        """Publish an event of a job that answers with data, to whoever reads it now."""
+        self._publisher.publish(self._moved[job], event)
 
     def drop_all(self) -> None:
         """Forget every job: they go on elsewhere."""

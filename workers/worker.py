@@ -15,7 +15,7 @@ from typing import Any
 
 from queueserve import __version__
 from queueserve.errors import ProtocolError, RedisUnavailableError
-from queueserve.protocol import ModelCard
+from queueserve.protocol import LIGHT_KINDS, ModelCard
 from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import open_blocking_redis, open_redis
 from queueserve.queue.consumer import Beat, Claim, Consumer, Finish
@@ -54,6 +54,7 @@ class WorkerSettings:
     grace: float = 30.0
     stream_interval: int = 1
     speed: float | None = None  # relative to the model's fastest worker; None: measured
+    truncate: bool = False  # inputs of embeddings that are too long, where requests do not say
     chat_template: str | None = None  # a known template or a file; None: the model's own
     tool_parser: str = "auto"  # auto: read from the chat template
     reasoning_parser: str = "auto"
@@ -129,6 +130,7 @@ class Worker:
             self._publisher,
             stream_interval=settings.stream_interval,
             defaults=settings.defaults,
+            truncate=settings.truncate,
             marks=await Marks.of(tokenizer, self._dialect),
         )
         took = time.monotonic() - began
@@ -233,6 +235,7 @@ class Worker:
         info, created = self._engine.info, int(time.time())
         return [
             ModelCard(
+                tasks=(*info.tasks, *sorted(LIGHT_KINDS)),
                 name=name,
                 pool=self._pool,
                 context_length=info.context_length,

@@ -16,6 +16,7 @@ from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 
 Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
+RESULT_KEPT = 120.0  # seconds
 _US = 1_000_000
 _CLAIM_WAIT = 10.0  # seconds of one blocking pop
 _CLAIM_MOST = 64
@@ -67,6 +68,7 @@ class Finish:
     outcome: Outcome
     result: bytes = b""
     cost: int = 0  # tokens it really took; 0: unknown
+    keep: float = RESULT_KEPT  # seconds for which a reader can fetch the result
 
 
 class Consumer:
@@ -133,7 +135,8 @@ class Consumer:
     def finish_args(self, end: Finish) -> tuple[str, int, str, str | bytes | int, *tuple[Any, ...]]:
         """The arguments of FCALL for a finish, so that it can ride in a pipeline."""
         name, root = self._functions.name("finish"), self._keys.root
-        return (name, 1, root, self.worker, end.job, end.epoch, end.outcome, end.result, end.cost)
+        about = (end.job, end.epoch, end.outcome, end.result, end.cost, int(end.keep * 1000))
+        return (name, 1, root, self.worker, *about)
 
     async def drain(self, *, leave: bool) -> int:
         """Take nothing new; with `leave`, give back what runs and be gone. Returns how many."""

@@ -18,7 +18,7 @@ from queueserve.errors import (
     ServerExpiredError,
     from_code,
 )
-from queueserve.protocol import Continuation, FinishReason, Job, encode
+from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job, encode
 from queueserve.queue.connection import translated
 from queueserve.queue.functions import CALL_TIMEOUT, Functions
 from queueserve.queue.keys import Keys, checked_pool
@@ -42,6 +42,14 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The rows of a job that answers with data (`protocol.Answered` says what they are)."""
+
+    rows: tuple[Any, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How a job stands in Redis."""
 
@@ -50,7 +58,7 @@ class Standing:
     epoch: int  # 0: never dispatched
     worker: str  # "": none
     position: int  # 1 is the head of the queue; 0: not in the queue
-    result: Result | None  # of a job that is done
+    result: Result | Answer | None  # of a job that is done
     error: QueueServeError | None  # of a job that has failed or expired
 
 
@@ -70,12 +78,12 @@ class Limits:
     max_queue_per_tenant: int = 5_000
 
 
-def encode_result(result: Result) -> bytes:
+def encode_result(result: Result | Answer) -> bytes:
     """What `finish` stores of a job that is done."""
     return orjson.dumps(result)
 
 
-def _decode_result(body: bytes) -> tuple[Result | None, QueueServeError | None]:
+def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError | None]:
     if not body:
         return None, None
     try:
@@ -83,6 +91,8 @@ def _decode_result(body: bytes) -> tuple[Result | None, QueueServeError | None]:
         if "error" in data:
             error = data["error"]
             return None, from_code(error["code"], error["message"], error.get("param"))
+        if "rows" in data:
+            return Answer(tuple(data["rows"]), data["prompt_tokens"]), None
         return Result(**data | {"tokens": tuple(data["tokens"])}), None
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not a result: {error}") from error
@@ -121,7 +131,7 @@ class Producer:
         so no bound refuses it. Raises QueueFullError, IdempotencyConflictError, ServerExpiredError,
         RedisUnavailableError.
         """
-        body = encode(job)
+        body, light = encode(job), job.kind in LIGHT_KINDS
         answer = await self._functions.call(
             "submit",
             self._keys.pool(checked_pool(job.pool)).root,
@@ -131,7 +141,7 @@ class Producer:
             int(new_api),
             body,
             hashlib.blake2b(body, digest_size=8).hexdigest(),
-            job.priority,
+            0 if light else job.priority,  # else it waits behind what waits for a slot
             job.tenant,
             1,
             job.cost,
@@ -143,6 +153,7 @@ class Producer:
             self._limits.max_queue_per_tenant,
             encode(resume) if resume else b"",
             int(known),
+            int(light),
         )
         match answer[0]:
             case b"full":

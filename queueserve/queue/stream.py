@@ -11,6 +11,7 @@ from typing import Self
 
 from queueserve.errors import CancelledJobError, QueueServeError, WorkerLostError, from_code
 from queueserve.protocol import (
+    Answered,
     Continuation,
     Delta,
     Event,
@@ -21,7 +22,7 @@ from queueserve.protocol import (
     Progress,
     Started,
 )
-from queueserve.queue.producer import Standing
+from queueserve.queue.producer import Answer, Standing
 
 
 class Need(Enum):
@@ -33,7 +34,7 @@ class Need(Enum):
 
 
 class JobStream:
-    """An async iterator over batches of events: Started, Delta …, Finished.
+    """An async iterator over batches of events: Started, Delta …, Finished; or one Answered.
 
     Iteration raises the job's QueueServeError if it fails. `aclose` cancels a job that has not
     ended.
@@ -74,9 +75,9 @@ class JobStream:
 
     @property
     def continuation(self) -> Continuation | None:
-        """Where another worker must go on; None while no worker has started the job."""
-        if self.started is None:
-            return None
+        """Where another worker must go on; None: at the start."""
+        if self.started is None or self.job.inputs is not None:
+            return None  # nothing was delivered, so it starts over
         return Continuation(
             tokens=tuple(self.tokens),
             chars=self.chars,
@@ -98,6 +99,9 @@ class JobStream:
                 return self._begin(event)
             case Finished():
                 return self._finish(event)
+            case Answered():
+                self._answer(event)
+                return Need.NOTHING
             case Failed():
                 self.fail(from_code(event.code, event.message, event.param))
                 return Need.NOTHING
@@ -150,6 +154,8 @@ class JobStream:
         return self._progress(event)
 
     def _progress(self, event: Progress | Started) -> Need:
+        if self.job.inputs is not None:  # it comes whole, so nothing of it can be missing yet
+            return Need.NOTHING
         missing = event.seq > len(self.tokens) or self.started is None or event.epoch > self.epoch
         return Need.RESYNC if missing else Need.NOTHING
 
@@ -186,10 +192,17 @@ class JobStream:
         )
         return Need.NOTHING
 
+    def _answer(self, event: Answered) -> None:
+        self.ended = True
+        self._give(event)
+
     def _complete(self, standing: Standing) -> Need:
         # The tail was lost, and the worker has forgotten it: the rest comes from the stored result.
         result, epoch, have = standing.result, standing.epoch, len(self.tokens)
         assert result is not None  # noqa: S101 - the caller's pattern says so
+        if isinstance(result, Answer):
+            self._answer(Answered(self.job.id, epoch, result.rows, result.prompt_tokens))
+            return Need.NOTHING
         if result.tokens[:have] != tuple(self.tokens):
             self._diverged()
             return Need.NOTHING

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from queueserve.errors import QueueServeError
-from queueserve.protocol import Constraint, FinishReason, Sampling, TokenLogprob
+from queueserve.protocol import Constraint, FinishReason, JobKind, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,7 @@ class EngineInfo:
     fingerprint: str  # of what decides the tokens; workers with equal ones are interchangeable
     context_length: int  # tokens of prompt and output together, for one sequence
     slots: int  # sequences it really runs at once
+    tasks: tuple[JobKind, ...] = ("chat", "completion")  # the kinds of jobs it can run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

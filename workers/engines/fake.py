@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from array import array
 from collections import Counter
 from itertools import islice
 
@@ -26,6 +27,7 @@ from workers.engines.base import (
 from workers.engines.fake_constrained import Walk
 from workers.engines.fake_model import LOGITS, NORM, Model
 from workers.engines.fake_tokens import EOS, VOCABULARY, WORDS, FakeTokenizer
+from workers.engines.fake_vectors import DIMENSIONS, vector_of
 from workers.engines.grammar import Grammars, Matcher
 
 _CACHED = 16  # tokens: the grain of the prefix cache
@@ -170,7 +172,9 @@ class FakeEngine:
             fingerprint=fingerprint,
             context_length=context_length,
             slots=slots,
+            tasks=("chat", "completion", "embed", "score"),
         )
+        self.dimensions = DIMENSIONS
         self.tokenizer: Tokenizer = FakeTokenizer()
         self.steps = 0
         self._tick = tick
@@ -232,6 +236,15 @@ class FakeEngine:
         self._sequences.pop(sequence_id, None)
         if not self._sequences:
             self._stop()
+
+    async def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
+        """Return vectors that are alike where the tokens are; each takes a tick."""
+        vectors = []
+        for tokens in inputs:
+            await asyncio.sleep(self._tick)
+            self.steps += 1
+            vectors.append(vector_of(tokens))
+        return vectors
 
     async def close(self) -> None:
         """Forget all sequences and stop the clock."""

@@ -1,5 +1,6 @@
 -- Jobs in and out of the queue, and the shortest queue: while a job waits and a slot is free, the head of
--- the queue goes to the worker with the lowest load = (running + 1) / (slots * speed).
+-- the queue goes to the worker with the lowest load = (running + 1) / (slots * speed). A light job at the head
+-- does not wait for a slot.
 
 local run_suspects -- in alone.lua: jobs that must have a worker to themselves
 
@@ -99,6 +100,25 @@ local function lowest_load(root, time)
   end
 end
 
+local SPARE = 16 -- light jobs that a worker takes beyond its slots
+
+-- A worker for a light job while all slots are taken: the one that holds the fewest jobs.
+local function spare(root, id, time)
+  if redis.call('HGET', key(root, 'job', id), 'light') ~= '1' then
+    return nil
+  end
+  local found, fewest
+  for _, worker in ipairs(redis.call('ZRANGE', key(root, 'alive'), 0, -1)) do
+    local fields = redis.call('HMGET', key(root, 'worker', worker), 'slots', 'state')
+    local running = redis.call('HLEN', key(root, 'lease', worker))
+    if fields[2] == 'ready' and usable(root, worker, time) and running < tonumber(fields[1]) + SPARE
+        and (not fewest or running < fewest) then
+      found, fewest = worker, running
+    end
+  end
+  return found
+end
+
 -- Nothing waits, so the counts are nought, whatever became of the jobs. With a slot free besides, nobody
 -- owes anybody anything.
 local function forget(root, time)
@@ -115,7 +135,7 @@ local function dispatch(root, time)
     if not head[1] then
       return forget(root, time)
     end
-    local worker = lowest_load(root, time)
+    local worker = lowest_load(root, time) or spare(root, head[1], time)
     if not worker then
       return
     end

@@ -1,5 +1,6 @@
 -- qs_finish: a worker ends a job. Accepted once, and only from the worker and the epoch that hold it.
---   KEYS root    ARGV worker, id, epoch, outcome (done|failed|cancelled), result (JSON), true cost (0: unknown)
+--   KEYS root    ARGV worker, id, epoch, outcome (done|failed|cancelled), result (JSON), true cost (0: unknown),
+--        keep_ms: how long the result can be fetched
 --   returns accepted | duplicate | stale
 
 local RATE_US = 10 * 1000000 -- the time constant of the measured rate of finished jobs
@@ -31,6 +32,7 @@ local function finish(keys, args)
     end_stopped(root, id, fields[4] or outcome)
   else
     end_job(root, id, outcome, args[5])
+    redis.call('PEXPIRE', key(root, 'job', id), args[7] or RESULT_MS)
   end
   count_rate(root, time)
   offer(root, worker, time)

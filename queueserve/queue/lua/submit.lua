@@ -2,8 +2,10 @@
 -- the caller as its reader and tells how the job stands.
 --   KEYS root
 --   ARGV id, api, api_timeout_us, api_is_new (0|1), body, digest, class, tenant, weight, cost,
---        wait_us, total_us, grace_us, max_attempts, max_queue, max_tenant_queue, resume ('' or JSON), known (0|1)
+--        wait_us, total_us, grace_us, max_attempts, max_queue, max_tenant_queue, resume ('' or JSON), known (0|1),
+--        light (0|1)
 --   `known`: the job was acknowledged before, so no bound may refuse it
+--   `light`: it takes milliseconds and no step of the engine, so it needs no slot
 --   returns { verdict, state, epoch, worker, position, result }
 --     verdict: new | exists | full | conflict | gone (the API server has expired)
 
@@ -84,6 +86,9 @@ local function submit(keys, args)
     'body', args[5])
   if args[17] ~= '' then
     redis.call('HSET', job, 'resume', args[17])
+  end
+  if args[19] == '1' then
+    redis.call('HSET', job, 'light', 1)
   end
   redis.call('PEXPIRE', job, math.ceil(total / 1000) + 5 * RESULT_MS)
   redis.call('SADD', key(root, 'by_api', api), id)

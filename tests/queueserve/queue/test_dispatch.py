@@ -178,3 +178,34 @@ async def test_loads_keep_their_digits_after_very_many_turns(pool):
         await pool.finish(placed[-1], f"j{n}")
     assert placed[:2] == ["w1", "w2"]
     assert await shown_load(pool, "w1") == await shown_load(pool, "w2") == 1.0
+
+
+async def test_a_light_job_does_not_wait_for_a_slot(pool):
+    await pool.register("w1", slots=2)
+    await pool.register("w2", slots=1)
+    for n in range(3):
+        await pool.submit(f"j{n}")
+    assert (await pool.submit("heavy")).state == "queued"
+    light = await pool.submit("light", kind="tokenize")
+    assert (light.state, light.worker) == ("running", "w2")  # it holds the fewest
+    assert (await pool.submit("after")).state == "queued"
+    assert await pool.finish("w2", "light") == "accepted"
+    assert await pool.state("heavy") == "queued"  # a light job frees no slot, as it took none
+    assert await pool.finish("w1", "j0") == "accepted"
+    assert await pool.state("heavy") == "running"
+
+
+async def test_light_jobs_beyond_the_slots_are_bounded(pool):
+    await pool.register("w1", slots=1)
+    await pool.submit("heavy")
+    placed = [await pool.submit(f"l{n}", kind="tokenize") for n in range(20)]
+    assert [standing.state for standing in placed] == ["running"] * 16 + ["queued"] * 4
+    await pool.finish("w1", "l0")
+    assert await pool.state("l16") == "running"
+
+
+async def test_a_light_job_keeps_away_from_a_worker_that_drains(pool):
+    await pool.register("w1", slots=1)
+    await pool.submit("heavy")
+    await pool.drain("w1")
+    assert (await pool.submit("light", kind="tokenize")).state == "queued"

@@ -7,8 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from queueserve.errors import ContextLengthExceededError, RequestTimeoutError, WorkerLostError
-from queueserve.protocol import Delta, Failed, Finished, Job, Orphaned, Progress, Started
-from queueserve.queue.producer import Result, Standing
+from queueserve.protocol import (
+    Answered,
+    Delta,
+    Failed,
+    Finished,
+    Inputs,
+    Job,
+    Orphaned,
+    Progress,
+    Started,
+)
+from queueserve.queue.producer import Answer, Result, Standing
 from queueserve.queue.stream import JobStream, Need
 
 JOB = Job(id="j", pool="m", model="m", kind="chat")
@@ -167,3 +177,44 @@ async def test_what_redis_says_decides_after_a_silence():
     failed.stand(standing("expired", error=RequestTimeoutError("late")))
     with pytest.raises(RequestTimeoutError):
         await anext(failed)
+
+
+# Jobs that answer with data
+
+DATA = Job(id="j", pool="m", model="m", kind="embed", inputs=Inputs(items=("a", "b")))
+
+
+def data_stream() -> JobStream:
+    return JobStream(DATA, nothing)
+
+
+async def test_an_answer_ends_the_job_whatever_came_before():
+    for before in ([], [started()], [started(), Progress("j", 1, 0, 0)]):
+        reader = data_stream()
+        assert [reader.accept(event) for event in before] == [Need.NOTHING] * len(before)
+        answered = Answered("j", 1, ("AAAA", "BBBB"), 7)
+        assert reader.accept(answered) is Need.NOTHING
+        assert reader.accept(Answered("j", 1, ("again",), 7)) is Need.NOTHING
+        assert [event async for batch in reader for event in batch] == [
+            *(event for event in before if isinstance(event, Started)),
+            answered,
+        ]
+
+
+async def test_an_orphan_that_answers_with_data_starts_over():
+    reader = data_stream()
+    reader.accept(started())
+    assert reader.accept(Orphaned("j", 2)) is Need.RESUME
+    assert reader.continuation is None
+    assert reader.accept(Answered("j", 1, ("zombie",), 7)) is Need.NOTHING
+    assert not reader.ended
+    reader.accept(Answered("j", 3, ("new",), 7))
+    assert reader.ended
+
+
+async def test_a_lost_answer_comes_from_the_stored_result():
+    reader = data_stream()
+    reader.accept(started())
+    assert reader.stand(standing("done", result=Answer(("AAAA",), 7))) is Need.NOTHING
+    events = [event async for batch in reader for event in batch]
+    assert events[-1] == Answered("j", 1, ("AAAA",), 7)
