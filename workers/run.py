@@ -53,7 +53,8 @@ class Run:
         self._opening = opening
         self._stops = StopFilter(assignment.job.sampling.stop)
         job = assignment.job
-        self._at_start = job.kind == "chat" and not job.continue_final_message
+        free = job.constraint is None and not job.continue_final_message
+        self._at_start = job.kind == "chat" and free
 
     @property
     def id(self) -> str:

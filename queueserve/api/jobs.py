@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
+from queueserve.api.constraints import constraint_of
 from queueserve.api.limits import MAX_JOBS
 from queueserve.api.schemas.chat import ChatCompletionRequest, Message
 from queueserve.api.schemas.completions import CompletionRequest
@@ -139,6 +140,7 @@ def _job(
         grace=identity.grace,
         request=identity.digest,
         unset=_unset(request),
+        constraint=constraint_of(request),
     )
 
 

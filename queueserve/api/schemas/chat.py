@@ -56,7 +56,6 @@ class ChatCompletionRequest(GenerationRequest):
     # Known, and refused where they would change the answer
     logprobs: Annotated[Any, only(False)] = None
     top_logprobs: Annotated[Any, only(0)] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None

@@ -25,6 +25,13 @@ from queueserve.api.limits import (
     MAX_TOKEN_ID,
     MAX_TOKENS,
 )
+from queueserve.api.schemas.constraints import (
+    AnyResponseFormat,
+    Choices,
+    JsonSchema,
+    Pattern,
+    StructuredOutputs,
+)
 from queueserve.api.schemas.values import invalid, only
 
 _INT64 = 2**63
@@ -85,12 +92,15 @@ class GenerationRequest(Schema):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
     ignore_eos: bool | None = None
 
+    # What the output must match: one of these at most (`api.constraints`)
+    response_format: AnyResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = Field(None, description="In GBNF, or llguidance's Lark.")
+
     # Known, and refused where they would change the answer
-    guided_json: Annotated[Any, only()] = None
-    guided_regex: Annotated[Any, only()] = None
-    guided_choice: Annotated[Any, only()] = None
-    guided_grammar: Annotated[Any, only()] = None
-    structured_outputs: Annotated[Any, only()] = None
     echo: Annotated[Any, only(False)] = None
     return_token_ids: Annotated[Any, only(False)] = None
     use_beam_search: Annotated[Any, only(False)] = None

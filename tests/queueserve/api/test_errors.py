@@ -72,12 +72,10 @@ BAD_CHATS = [
     ({"tools": [TOOL]}, "tools", "unsupported_value"),
     ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported_value"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_value"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
     ({"logprobs": True}, "logprobs", "unsupported_value"),
     ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_value"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_value"),
-    ({"guided_json": {}}, "guided_json", "unsupported_value"),
     ({"echo": True}, "echo", "unsupported_value"),
 ]
 
