@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from queueserve import __version__
-from queueserve.api import auth, errors
+from queueserve.api import auth, document, errors
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
@@ -71,17 +71,15 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
 
 
 class _App(FastAPI):
-    """Its /openapi.json tells of API keys, if they are asked for."""
+    """Its /openapi.json tells the whole truth."""
 
     wants_key = False
 
     def openapi(self) -> dict[str, Any]:
         """Return the document; made once."""
         if self.openapi_schema is None:
-            document = super().openapi()
-            if self.wants_key:
-                auth.document(document)
-        assert self.openapi_schema is not None  # noqa: S101 - made above
+            self.openapi_schema = super().openapi()
+            document.complete(self.openapi_schema, keys=self.wants_key)
         return self.openapi_schema
 
 

@@ -1,7 +1,7 @@
 """API keys: who may ask, and whose turn a request takes in the queue.
 
 A layer around all routes, not a dependency of each: a route cannot be added without it, and those
-that stream do not pay for FastAPI's dependency machinery. `document` tells clients of it.
+that stream do not pay for FastAPI's dependency machinery.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -79,14 +78,3 @@ class Authentication:
             return
         scope["state"]["tenant"] = tenant
         await self._app(scope, receive, send)
-
-
-def document(openapi: dict[str, Any]) -> None:
-    """Add to an OpenAPI document that its operations want a key, but for the open ones."""
-    schemes = openapi.setdefault("components", {}).setdefault("securitySchemes", {})
-    schemes["bearer"] = {"type": "http", "scheme": "bearer"}
-    schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key"}
-    openapi["security"] = [{"bearer": []}, {"x-api-key": []}]
-    for path in OPEN_PATHS & openapi["paths"].keys():
-        for operation in openapi["paths"][path].values():
-            operation["security"] = []

@@ -61,7 +61,7 @@ def prompt_members(body: CountTokensRequest) -> dict[str, Any]:
     for turn in body.messages:
         _add(conversation, turn)
     # A conversation that ends with the assistant is one whose answer has been begun.
-    continues = conversation.messages[-1]["role"] == "assistant"
+    continues = any(said["role"] == "assistant" for said in conversation.messages[-1:])
     config = body.output_config
     return {
         "model": body.model,
