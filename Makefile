@@ -89,7 +89,7 @@ check: .venv/.dev
 .venv/.transformers: .venv/.torch $(PROJECT)
 	@echo "Installing transformers"
 	@sed '/^torch==/d' $(LOCK) >.venv/constraints.txt
-	@$(PIP) install -c .venv/constraints.txt -e '.[transformers]'
+	@$(PIP) install -c .venv/constraints.txt -e '.[transformers,bitsandbytes,peft]'
 	@touch $@
 
 .venv/.dev: .venv/.base $(PROJECT)

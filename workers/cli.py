@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from queueserve.options import (
     options,
     redis_options,
 )
+
+if TYPE_CHECKING:
+    from workers.engines.weights import Bits
 
 CONFIGURATION_ERROR = os.EX_CONFIG
 """The exit status for what starting again cannot mend: whoever restarts us stops."""
@@ -59,6 +62,10 @@ _engine_options = options(
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
     option("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (transformers)."),
     option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
+    option("--load-8bit", is_flag=True, help="Quantise the weights to 8 bits (transformers)."),
+    option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
+    option("--max-gpu-memory", help="Of weights, as in 10GiB; the rest is offloaded."),
+    option("--cpu-offloading", is_flag=True, help="Weights may wait in the machine's memory."),
     option("--threads", type=COUNT, help="Threads of the engine. Default: the engine's choice."),
     option(
         "--data-dir",
@@ -143,6 +150,10 @@ def _worker(
     context_length: int | None,
     dtype: str,
     device: str | None,
+    load_8bit: bool,
+    load_4bit: bool,
+    max_gpu_memory: str | None,
+    cpu_offloading: bool,
     revision: str | None,
     threads: int | None,
     data_dir: Path | None,
@@ -157,6 +168,9 @@ def _worker(
         context_length=context_length,
         dtype=dtype,
         device=device,
+        bits=_bits(load_8bit=load_8bit, load_4bit=load_4bit),
+        max_gpu_memory=max_gpu_memory,
+        cpu_offloading=cpu_offloading,
         revision=revision,
         threads=threads,
         data_dir=data_dir,
@@ -174,6 +188,14 @@ def _worker(
             **settings,
         ),
     )
+
+
+def _bits(*, load_8bit: bool, load_4bit: bool) -> Bits | None:
+    if load_8bit and load_4bit:
+        raise InvalidRequestError("--load-8bit and --load-4bit are two things: choose one")
+    if load_8bit:
+        return 8
+    return 4 if load_4bit else None
 
 
 async def _serve(workers: list[Any]) -> None:

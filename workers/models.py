@@ -11,6 +11,7 @@ from pathlib import Path
 from queueserve.errors import EngineError
 from workers.defaults import Defaults, recommended
 from workers.engines.base import Engine
+from workers.engines.weights import Bits
 
 SMOLLM2 = "smollm2"
 """The model path of the small chat model that is a Python package; `./smollm2` is a directory."""
@@ -47,6 +48,9 @@ class EngineOptions:
     context_length: int | None = None  # tokens of prompt and output together, for one sequence
     dtype: str = "auto"
     device: str | None = None
+    bits: Bits | None = None  # quantise the weights
+    max_gpu_memory: str | None = None  # of weights, as in "10GiB"; the rest is offloaded
+    cpu_offloading: bool = False  # weights may wait in the machine's memory
     revision: str | None = None  # of a hub id
     threads: int | None = None
     data_dir: Path | None = None  # where converted weights are kept
@@ -83,6 +87,9 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
         context_length=options.context_length,
         dtype=options.dtype,
         device=options.device,
+        bits=options.bits,
+        max_gpu_memory=options.max_gpu_memory,
+        cpu_offloading=options.cpu_offloading,
         revision=options.revision,
         cache_dir=options.data_dir and options.data_dir / "models",
     )

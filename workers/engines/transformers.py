@@ -35,6 +35,7 @@ from workers.engines.base import (
 from workers.engines.conversion import converted, default_cache_dir
 from workers.engines.grammar import Grammars, Matcher
 from workers.engines.loading import in_daemon_thread
+from workers.engines.weights import Bits, Weights
 
 if TYPE_CHECKING:
     from workers.engines.transformers_batching import Batcher, Step
@@ -49,8 +50,7 @@ class TransformersEngine:
 
     `model_path` is a directory, a hub id, or a GGUF file, which is converted once into `cache_dir`.
     By default `slots` is 8 on a CPU and 32 on a GPU, and `context_length` the model's own, or what
-    the memory holds. `dtype` is "auto", "float32", "bfloat16" or "float16"; `device` is what torch
-    calls it.
+    the memory holds. How exactly, and where, the weights are held is said as in `Weights`.
     """
 
     info: EngineInfo
@@ -65,14 +65,22 @@ class TransformersEngine:
         context_length: int | None = None,
         dtype: str = "auto",
         device: str | None = None,
+        bits: Bits | None = None,
+        max_gpu_memory: str | None = None,
+        cpu_offloading: bool = False,
         revision: str | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         self._model_path = model_path
         self._slots = slots
         self._context_length = context_length
-        self._dtype = dtype
-        self._device = device
+        self._weights = Weights(
+            dtype=dtype,
+            device=device,
+            bits=bits,
+            max_gpu_memory=max_gpu_memory,
+            cpu_offloading=cpu_offloading,
+        )
         self._revision = revision
         self._cache_dir = cache_dir
         self._batcher: Batcher | None = None
@@ -103,9 +111,7 @@ class TransformersEngine:
                 "pip install 'queueserve[transformers]'"
             ) from error
         _leave_a_core(torch)
-        loaded = load(
-            self._directory(), revision=self._revision, dtype=self._dtype, device=self._device
-        )
+        loaded = load(self._directory(), revision=self._revision, weights=self._weights)
         try:
             size = choose(loaded.model, slots=self._slots, context=self._context_length)
             batcher = Batcher(loaded.model, size, self._post, self._count_step)

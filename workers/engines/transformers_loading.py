@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
 from workers.engines.loading import checkpoint_files
 from workers.engines.transformers_tokenizer import TransformersTokenizer
+from workers.engines.weights import Weights
+
+_GPU_WEIGHTS = 0.7  # of what is free there; the cache needs the rest
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
 
@@ -29,15 +36,16 @@ class Loaded:
     fingerprint: str
 
 
-def load(path: str, *, revision: str | None, dtype: str, device: str | None) -> Loaded:
+def load(path: str, *, revision: str | None, weights: Weights) -> Loaded:
     """Load from a directory or, by its id, from the hub or its cache.
 
+    A directory with a PEFT adapter gives its base model with the adapter merged into the weights.
     Code that comes with a model is never run. Raises EngineError for a path that is not a model, a
     checkpoint that is damaged or lacks weights, a model whose attention cannot be paged, and a
-    device that is not there.
+    device or a library that is not there.
     """
     try:
-        return _load(path, revision=revision, dtype=dtype, device=device)
+        return _load(path, revision=revision, weights=weights)
     except EngineError:
         raise
     except Exception as error:  # transformers, torch and safetensors raise what they like
@@ -45,16 +53,51 @@ def load(path: str, *, revision: str | None, dtype: str, device: str | None) -> 
         raise EngineError(f"transformers cannot load {path}: {reason}") from error
 
 
-def _load(path: str, *, revision: str | None, dtype: str, device: str | None) -> Loaded:
+def _load(path: str, *, revision: str | None, weights: Weights) -> Loaded:
     disable_progress_bar()  # a worker's output is its log
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    adapter = Path(path) if (Path(path) / ADAPTER_CONFIG_NAME).is_file() else None
+    base = _base_of(adapter) if adapter else path
+    model = _model(base, None if adapter else revision, weights)
+    files = _files(base, None if adapter else revision)
+    if adapter:
+        from peft import PeftModel  # noqa: PLC0415  # an extra of its own
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        files += sorted(adapter.glob("adapter_*"))
+    source = base if adapter and not any(adapter.glob("tokenizer*")) else path
+    backend = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    held = (str(model.dtype), *([f"{weights.bits} bits"] if weights.bits else []))
+    return Loaded(
+        model=model.eval(),
+        tokenizer=TransformersTokenizer(backend),
+        ends=_ends(model, backend),
+        fingerprint=fingerprint(files, *held),
+    )
+
+
+def _base_of(adapter: Path) -> str:
+    """The path or hub id of the model that an adapter was made for."""
+    if importlib.util.find_spec("peft") is None:
+        raise EngineError(f"{adapter} is a PEFT adapter: pip install 'queueserve[peft]'")
+    base = json.loads((adapter / ADAPTER_CONFIG_NAME).read_bytes()).get("base_model_name_or_path")
+    if not base:
+        raise EngineError(f"{adapter} does not say which model it was made for")
+    return str(base)
+
+
+def _files(path: str, revision: str | None) -> list[Path]:
+    return checkpoint_files(Path(cached_file(path, "config.json", revision=revision)).parent)
+
+
+def _model(path: str, revision: str | None, weights: Weights) -> Model:
+    where = torch.device(weights.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         revision=revision,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        device_map={"": where},
         trust_remote_code=False,
         output_loading_info=True,
+        **_precision(weights, where),
+        **_place(weights, where),
     )
     if missing := sorted(info["missing_keys"]):
         # transformers would go on with random numbers there.
@@ -63,16 +106,51 @@ def _load(path: str, *, revision: str | None, dtype: str, device: str | None) ->
     if not model._supports_attention_backend:  # noqa: SLF001
         # transformers would batch it without a word, and the tokens would be wrong.
         raise EngineError(f"transformers cannot batch a {type(model).__name__}")
-    if dtype == "auto" and where.type == "cpu":
+    quantised = getattr(model, "is_quantized", False)
+    if weights.dtype == "auto" and where.type == "cpu" and not quantised:
         model = model.to(_cpu_dtype(model.dtype))
-    backend = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    directory = Path(cached_file(path, "config.json", revision=revision)).parent
-    return Loaded(
-        model=model.eval(),
-        tokenizer=TransformersTokenizer(backend),
-        ends=_ends(model, backend),
-        fingerprint=fingerprint(checkpoint_files(directory), str(model.dtype)),
+    return model
+
+
+def _precision(weights: Weights, where: torch.device) -> dict[str, Any]:
+    """The arguments of from_pretrained that say how exact the weights are."""
+    dtype = weights.dtype if weights.dtype == "auto" else getattr(torch, weights.dtype)
+    if weights.bits is None:
+        return {"dtype": dtype}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EngineError(
+            f"{weights.bits}-bit weights need a library: pip install 'queueserve[bitsandbytes]'"
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every single product
+    if dtype == "auto" and where.type == "cpu":  # what is not quantised, and what is computed in
+        dtype = _cpu_dtype(torch.bfloat16)
+    how = BitsAndBytesConfig(
+        load_in_8bit=weights.bits == 8,  # noqa: PLR2004 - the number of bits
+        load_in_4bit=weights.bits == 4,  # noqa: PLR2004
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+        llm_int8_enable_fp32_cpu_offload=weights.is_offloaded,
     )
+    return {"dtype": dtype, "quantization_config": how}
+
+
+def _place(weights: Weights, where: torch.device) -> dict[str, Any]:
+    """The arguments of from_pretrained that say where the weights are.
+
+    What is offloaded is computed on the GPU all the same: accelerate brings it there, layer by
+    layer, in every forward pass.
+    """
+    if not weights.is_offloaded:
+        return {"device_map": {"": where}}
+    if where.type != "cuda":
+        raise EngineError(f"offloading is for a GPU: on {where.type} there is nowhere to go")
+    gpu = where.index or 0
+    free = int(torch.cuda.mem_get_info(gpu)[0] * _GPU_WEIGHTS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "device_map": "auto",
+        "max_memory": {gpu: weights.max_gpu_memory or free, "cpu": memory},
+    }
 
 
 def _cpu_dtype(dtype: Any) -> Any:
