@@ -119,6 +119,7 @@ class Job:
     tools: tuple[Mapping[str, Any], ...] = ()  # shown to the chat template
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
+    add_generation_prompt: bool = True  # False: the model may go on as whom it likes
     tenant: str = "default"
     priority: int = DEFAULT_CLASS
     cost: int = 1  # estimated tokens, for fair queueing

@@ -171,7 +171,7 @@ class Prompter:
         text = template.render(
             messages,
             tools=tools or None,
-            add_generation_prompt=not job.continue_final_message,
+            add_generation_prompt=job.add_generation_prompt and not job.continue_final_message,
             template_kwargs={**_bound(job), **job.template_kwargs},
         )
         return _cut(text, final) if job.continue_final_message else text

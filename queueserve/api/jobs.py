@@ -7,13 +7,15 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from queueserve.api.constraints import constraint_of
+from queueserve.api.conversation import carried
 from queueserve.api.limits import MAX_JOBS
-from queueserve.api.schemas.chat import ChatCompletionRequest, Message
+from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.completions import CompletionRequest
 from queueserve.api.schemas.generation import GenerationRequest
+from queueserve.api.tools import offer_of
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import DEFAULT_CLASS, Job, ModelCard, Sampling
 from queueserve.settings import ApiSettings
@@ -87,13 +89,20 @@ def chat_jobs(
 ) -> list[Job]:
     """Return one job per choice. Raises InvalidRequestError."""
     max_tokens = request.max_completion_tokens or request.max_tokens
-    chars = sum(message.chars for message in request.messages)
+    offer = offer_of(request, card)
+    chars = sum(message.chars for message in request.messages) + sum(
+        len(str(tool)) for tool in offer.tools
+    )
+    job = _job(request, identity, card, settings, max_tokens=max_tokens)
     job = replace(
-        _job(request, identity, card, settings, max_tokens=max_tokens),
+        job,
         kind="chat",
-        messages=tuple(_message(message) for message in request.messages),
+        messages=carried(request.messages),
+        tools=offer.tools,
+        constraint=offer.constraint or job.constraint,
         template_kwargs=request.chat_template_kwargs or {},
         continue_final_message=bool(request.continue_final_message),
+        add_generation_prompt=request.add_generation_prompt is not False,
         cost=_cost(chars // _CHARS_PER_TOKEN, max_tokens),
     )
     return _numbered([job], request.n or 1)
@@ -179,10 +188,6 @@ def _unset(request: GenerationRequest) -> tuple[str, ...]:
 
 def _or(value: _Number | None, default: _Number) -> _Number:
     return default if value is None else value
-
-
-def _message(message: Message) -> dict[str, Any]:
-    return message.model_dump(exclude_none=True)
 
 
 def _tokens(prompt: str | tuple[int, ...]) -> int:

@@ -12,6 +12,8 @@ MAX_MESSAGES = 2_048
 MAX_CHARS = 4_000_000
 """Characters of all messages, or of all prompts, together."""
 MAX_CHOICES = 128
+MAX_TOOLS = 128
+"""Tools of a request, and calls in one message."""
 MAX_PROMPTS = 1_024
 MAX_JOBS = 1_024
 """Prompts times choices: each is a job of its own."""

@@ -85,15 +85,17 @@ class Tally:
         self._choices = choices
         self._prompts: dict[int, tuple[int, int]] = {}  # prompt → tokens, cached ones
         self._completion = 0
+        self._reasoning = 0
 
     def started(self, index: int, event: Started) -> None:
         """Count the prompt."""
         counts = (event.prompt_tokens, event.cached_tokens)
         self._prompts.setdefault(index // self._choices, counts)
 
-    def finished(self, event: Finished) -> None:
-        """Count the output."""
+    def finished(self, event: Finished, *, reasoning: int = 0) -> None:
+        """Count the output; `reasoning` of its tokens were for the model itself."""
         self._completion += event.seq
+        self._reasoning += reasoning
 
     def usage(self) -> dict[str, Any]:
         """Return OpenAI's usage object."""
@@ -104,7 +106,7 @@ class Tally:
             "completion_tokens": self._completion,
             "total_tokens": prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning},
         }
 
 

@@ -51,11 +51,41 @@ class Plain:
         return []
 
 
-def make_parser(*, tools: str | None, names: Collection[str], reasoning: str | None) -> Parser:
+class OneCall:
+    """Leaves out all calls but the first of what `parser` finds."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self._calls = 0
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take more text in; return what has become clear."""
+        return list(filter(self._counts, self._parser.feed(text)))
+
+    def end(self) -> list[Piece]:
+        """Return what was held back."""
+        return list(filter(self._counts, self._parser.end()))
+
+    @property
+    def thought(self) -> int | None:
+        """As the parser has it."""
+        return self._parser.thought
+
+    def _counts(self, piece: Piece) -> bool:
+        self._calls += isinstance(piece, Call)
+        return self._calls < 2 or not isinstance(piece, Call | Arguments)  # noqa: PLR2004
+
+
+def make_parser(
+    *, tools: str | None, names: Collection[str], reasoning: str | None, parallel: bool = True
+) -> Parser:
     """Return a new parser, for one output.
 
     `tools` and `reasoning` are keys of the tables here, None where there is nothing to find;
-    `names` are the tools that may be called. Raises KeyError for a name that is not there.
+    `names` are the tools that may be called, and without `parallel` only the first call counts.
+    Raises KeyError for a parser that is not there.
     """
-    inner: Parser = Plain() if tools is None else TOOLS[tools](frozenset(names))
-    return inner if reasoning is None else ReasoningParser(REASONING[reasoning], inner)
+    parser: Parser = Plain() if tools is None else TOOLS[tools](frozenset(names))
+    if tools is not None and not parallel:
+        parser = OneCall(parser)
+    return parser if reasoning is None else ReasoningParser(REASONING[reasoning], parser)

@@ -9,6 +9,7 @@ from queueserve.api.render import CHAT
 from queueserve.api.requests import JSONRoute, ServicesOf
 from queueserve.api.routes.generate import answer, identify
 from queueserve.api.schemas.chat import ChatCompletionRequest
+from queueserve.api.tools import parsing_of
 
 router = APIRouter(route_class=JSONRoute)
 
@@ -21,4 +22,5 @@ async def create_chat_completion(
     identity = await identify("chatcmpl-", body, request, services)
     card = await services.directory.find(body.model)
     jobs = chat_jobs(body, identity, card, services.settings)
-    return answer(body, identity, jobs, CHAT, services)
+    parsing = parsing_of(body, card, jobs[0].constraint)
+    return answer(body, identity, jobs, CHAT, services, parsing=parsing)

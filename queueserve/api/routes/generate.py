@@ -10,8 +10,10 @@ from fastapi import Request, Response
 from queueserve.api.answers import StreamAnswer, WholeAnswer
 from queueserve.api.jobs import Identity, tenant_of
 from queueserve.api.render import Chunks, Reply, Shape, Whole
+from queueserve.api.render_parsed import ParsedChunks, ParsedWhole
 from queueserve.api.requests import Services
 from queueserve.api.schemas.generation import GenerationRequest
+from queueserve.api.tools import Parsing
 from queueserve.protocol import Job
 
 
@@ -38,8 +40,10 @@ def answer(
     jobs: Sequence[Job],
     shape: Shape,
     services: Services,
+    *,
+    parsing: Parsing | None = None,
 ) -> Response:
-    """Return the answer that runs the jobs when it is sent."""
+    """Return the answer that runs the jobs when it is sent; plain text needs no `parsing`."""
     reply = Reply(
         shape=shape,
         id=identity.reply_id,
@@ -51,11 +55,12 @@ def answer(
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     if not body.stream:
-        return WholeAnswer(services.owner, jobs, Whole(reply))
+        whole = ParsedWhole(reply, parsing) if parsing else Whole(reply)
+        return WholeAnswer(services.owner, jobs, whole)
     return StreamAnswer(
         services.owner,
         jobs,
-        Chunks(reply),
+        ParsedChunks(reply, parsing) if parsing else Chunks(reply),
         choices=reply.choices,
         keep_alive=services.settings.keep_alive,
         tells_position=bool(body.stream_options and body.stream_options.include_queue_position),

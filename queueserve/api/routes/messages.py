@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from queueserve.api.answers import StreamAnswer, WholeAnswer
 from queueserve.api.jobs import chat_jobs
-from queueserve.api.parsers import make_parser
 from queueserve.api.render_messages import Message, MessageEvents, WholeMessage
 from queueserve.api.requests import JSONRoute, ServicesOf
 from queueserve.api.routes.generate import identify
 from queueserve.api.schemas.messages import MessagesRequest
+from queueserve.api.tools import parsing_of
 from queueserve.api.translate_messages import to_chat
 
 router = APIRouter(route_class=JSONRoute)
@@ -23,7 +23,7 @@ async def create_message(body: MessagesRequest, request: Request, services: Serv
     identity = await identify("msg_", chat, request, services)
     card = await services.directory.find(body.model)
     jobs = chat_jobs(chat, identity, card, services.settings)
-    parser = make_parser(tools=None, names=(), reasoning=card.reasoning_parser)
+    parser = parsing_of(chat, card, jobs[0].constraint).parser()
     message = Message(identity.reply_id, body.model, parser)
     if not body.stream:
         return WholeAnswer(services.owner, jobs, WholeMessage(message))

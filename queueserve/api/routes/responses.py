@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from queueserve.api.answers import StreamAnswer, WholeAnswer
 from queueserve.api.jobs import chat_jobs
-from queueserve.api.parsers import make_parser
 from queueserve.api.render_responses import Answer, ResponseEvents, WholeResponse
 from queueserve.api.requests import JSONRoute, ServicesOf
 from queueserve.api.routes.generate import identify
 from queueserve.api.schemas.responses import ResponsesRequest
+from queueserve.api.tools import parsing_of
 from queueserve.api.translate_responses import head_of, to_chat
 
 router = APIRouter(route_class=JSONRoute)
@@ -28,7 +28,7 @@ async def create_response(
     card = await services.directory.find(body.model)
     jobs = chat_jobs(chat, identity, card, services.settings)
     head = head_of(body, reply_id=identity.reply_id, created=int(time.time()))
-    answer = Answer(head, make_parser(tools=None, names=(), reasoning=card.reasoning_parser))
+    answer = Answer(head, parsing_of(chat, card, jobs[0].constraint).parser())
     if not body.stream:
         return WholeAnswer(services.owner, jobs, WholeResponse(answer))
     events = ResponseEvents(answer)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationInfo, WrapValidator, field_validator
+from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
 from queueserve.api.limits import MAX_CHARS, MAX_MESSAGES, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
+from queueserve.api.schemas.tools import (
+    CalledFunction,
+    CallId,
+    Function,
+    FunctionChoice,
+    Functions,
+    ToolCalls,
+    ToolChoice,
+    Tools,
+    chosen_names,
+)
 from queueserve.api.schemas.values import invalid, only, unsupported
 
 
@@ -19,29 +30,64 @@ class TextPart(Schema):
     text: str
 
 
-def _text_only(part: Any, validate: ValidatorFunctionWrapHandler) -> TextPart:
+class RefusalPart(Schema):
+    """A part of an earlier answer of the assistant that refuses."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """The refusal."""
+        return self.refusal
+
+
+def _known(part: Any, validate: ValidatorFunctionWrapHandler) -> TextPart | RefusalPart:
     kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise unsupported(f"Content of type {kind[:50]!r}")
-    checked: TextPart = validate(part)
+    if isinstance(kind, str) and kind not in ("text", "refusal"):
+        raise unsupported(f"The models here take text only: content of type {kind[:50]!r}")
+    checked: TextPart | RefusalPart = validate(part)
     return checked
+
+
+Part: TypeAlias = Annotated[
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")], WrapValidator(_known)
+]
 
 
 class Message(Schema):
     """One message of the conversation; a chat template decides what of it the model sees."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[TextPart, WrapValidator(_text_only)]] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: CallId | None = None
+    function_call: CalledFunction | None = None
+    reasoning_content: str | None = None
 
     @property
     def chars(self) -> int:
         """The length of the text."""
+        texts = [self.reasoning_content or ""]
         if isinstance(self.content, str):
-            return len(self.content)
-        return sum(len(part.text) for part in self.content or ())
+            texts.append(self.content)
+        else:
+            texts += (part.text for part in self.content or ())
+        texts += (call.function.arguments for call in self.tool_calls or ())
+        return sum(map(len, texts))
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise invalid(f"A message of role {self.role!r} needs a content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise invalid("A message of role 'tool' needs the tool_call_id of the call it answers")
+        if self.role == "function" and self.name is None:
+            raise invalid("A message of role 'function' needs the name of the function")
+        if (self.tool_calls or self.function_call) and self.role != "assistant":
+            raise invalid(f"A message of role {self.role!r} cannot call tools")
+        return self
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -52,6 +98,13 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Functions | None = Field(None, description="The older form of tools.")
+    function_call: FunctionChoice | None = Field(
+        None, description="The older form of tool_choice, for functions."
+    )
 
     # Known, and refused where they would change the answer
     logprobs: Annotated[Any, only(False)] = None
@@ -59,19 +112,12 @@ class ChatCompletionRequest(GenerationRequest):
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: Any = Field(None, description='Only with tool_choice "none", which hides them.')
-    function_call: Annotated[Any, only("none", "auto")] = None
-    functions: Any = Field(None, description='Only with function_call "none", which hides them.')
 
     @field_validator("messages")
     @classmethod
     def _says_something(cls, messages: list[Message]) -> list[Message]:
         if sum(message.chars for message in messages) > MAX_CHARS:
             raise invalid(f"The messages have more than {MAX_CHARS} characters")
-        for index, message in enumerate(messages):
-            if message.content is None and message.role != "assistant":
-                raise invalid(f"Message {index}, of role {message.role!r}, needs a content")
         return messages
 
     @field_validator("add_generation_prompt")
@@ -80,20 +126,34 @@ class ChatCompletionRequest(GenerationRequest):
         continues = bool(info.data.get("continue_final_message"))
         if value and continues:
             raise invalid("This cannot be true together with continue_final_message")
-        if value is False and not continues:
-            raise unsupported("false without continue_final_message")
         return value
 
-    @field_validator("tools")
+    @property
+    def offered(self) -> list[Function]:
+        """The functions of `tools`, or of the older `functions`."""
+        return [tool.function for tool in self.tools or ()] or list(self.functions or ())
+
+    @field_validator("tools", "functions")
     @classmethod
-    def _hidden_tools_only(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("tool_choice") != "none":
-            raise unsupported('Tool calling, other than tool_choice "none",')
+    def _have_names_of_their_own(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.field_name == "functions" and info.data.get("tools"):
+            raise invalid("This cannot be sent together with tools")
+        names = [getattr(tool, "function", tool).name for tool in value or ()]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise invalid(f"There are two functions {min(twice)!r}")
         return value
 
-    @field_validator("functions")
+    @field_validator("tool_choice", "function_call")
     @classmethod
-    def _hidden_functions_only(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("function_call") != "none":
-            raise unsupported('Function calling, other than function_call "none",')
+    def _chooses_what_is_there(cls, value: Any, info: ValidationInfo) -> Any:
+        of = "tools" if info.field_name == "tool_choice" else "functions"
+        if value in (None, "none", "auto") or of not in info.data:  # or they are what is wrong
+            return value
+        there = {getattr(tool, "function", tool).name for tool in info.data[of] or ()}
+        if not there:
+            raise invalid(f"This needs {of}")
+        for name in chosen_names(value):
+            if name not in there:
+                raise invalid(f"{of} has no function {name!r}")
         return value

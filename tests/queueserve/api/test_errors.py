@@ -23,7 +23,7 @@ BAD_CHATS = [
     ({"messages": [{"content": "hi"}]}, "messages[0].role", "missing_required_parameter"),
     ({"messages": [{"role": "boss", "content": "hi"}]}, "messages[0].role", "invalid_value"),
     ({"messages": [USER, {"role": "user", "content": 5}]}, "messages[1].content", "invalid_type"),
-    ({"messages": [{"role": "user"}]}, "messages", "invalid_value"),
+    ({"messages": [{"role": "user"}]}, "messages[0]", "invalid_value"),
     (
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "messages[0].content[0].text",
@@ -68,10 +68,7 @@ BAD_CHATS = [
         "add_generation_prompt",
         "invalid_value",
     ),
-    ({"add_generation_prompt": False}, "add_generation_prompt", "unsupported_value"),
-    ({"tools": [TOOL]}, "tools", "unsupported_value"),
-    ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported_value"),
-    ({"functions": [{"name": "f"}]}, "functions", "unsupported_value"),
+    ({"tools": [TOOL]}, "tools", "invalid_value"),  # the model takes none
     ({"logprobs": True}, "logprobs", "unsupported_value"),
     ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_value"),

@@ -120,7 +120,7 @@ def test_a_value_that_is_set_is_not_the_models_to_decide():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"functions": [{"name": "f"}], "function_call": "none"},
         {"tools": [], "tool_choice": "auto"},
         {"response_format": {"type": "text"}},
