@@ -26,7 +26,8 @@ from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import ANSWER_TIMEOUT
 from queueserve.queue.directory import Directory
 from queueserve.queue.keys import Keys
-from queueserve.queue.producer import Place, Producer, Standing
+from queueserve.queue.producer import Holder, Place, Producer, Standing
+from queueserve.queue.prover import Prover
 from queueserve.queue.recovery import Reaper, jittered
 from queueserve.queue.replies import events_of, follow
 from queueserve.queue.stream import JobStream, Need
@@ -86,10 +87,12 @@ class Owner:
         self._tasks = Tasks()
         self._closing = Tasks()  # cancels, which a shutdown waits for
         self._session = _Session()
+        self._prover = Prover(producer, self._proven)
 
     async def __aenter__(self) -> Self:
         self._begin_session()
         self._tasks.start(self._watch(), "owner-watch")
+        self._tasks.start(self._prover.run(), "owner-proofs")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -132,10 +135,7 @@ class Owner:
         try:
             standing = await self._submit(session, job)
             stream.position = standing.position
-            if standing.new:
-                stream.worker = standing.worker
-            else:
-                await self._attend(stream, stream.stand(standing))
+            await self._attend(stream, _after_submit(stream, standing))
         except RedisUnavailableError:
             await stream.aclose()  # it may have been accepted
             raise
@@ -192,7 +192,9 @@ class Owner:
             if type(event) is Started:
                 self._resynced.pop(event.job, None)
             need = stream.accept(event)
-            if need is not Need.NOTHING:
+            if need is Need.PROOF:
+                self._prover.ask(stream)
+            elif need is not Need.NOTHING:
                 self._tasks.start(self._attend(stream, need), f"attend {event.job}")
 
     async def _attend(self, stream: JobStream, need: Need) -> None:
@@ -202,7 +204,7 @@ class Owner:
         try:
             if need is Need.RESUME:
                 resumed = await self._producer.resume(
-                    stream.job, self.api, stream.epoch, stream.continuation
+                    stream.job, self.api, stream.parked, stream.continuation
                 )
                 if not resumed:
                     await self._reconcile(stream)
@@ -240,8 +242,16 @@ class Owner:
             return
         if stream.job.id not in self._open:  # its client left while we asked
             self._closing.start(self._cancel(stream), f"cancel {stream.job.id}")
-        elif not standing.new:
-            await self._attend(stream, stream.stand(standing))
+        else:
+            await self._attend(stream, _after_submit(stream, standing))
+
+    def _proven(self, stream: JobStream, holder: Holder | None) -> None:
+        if holder is None:
+            self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
+            return
+        need = stream.placed(holder.state, holder.epoch, holder.worker)
+        if need is not Need.NOTHING:
+            self._tasks.start(self._attend(stream, need), f"attend {stream.job.id}")
 
     def _has_reader(self, stream: JobStream) -> bool:
         return not stream.ended and self._open.get(stream.job.id) is stream
@@ -359,3 +369,9 @@ class Owner:
         self._session = _Session()
         self._tasks.start(session.tasks.aclose(), "end session")
         self._begin_session()
+
+
+def _after_submit(stream: JobStream, standing: Standing) -> Need:
+    if standing.new:  # nothing can have been sent to another reader before
+        return stream.placed(standing.state, standing.epoch, standing.worker)
+    return stream.stand(standing)

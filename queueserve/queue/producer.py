@@ -70,6 +70,15 @@ class Place:
     wait: float | None  # seconds, at the rate at which jobs finish now; None: none has finished
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who runs a job."""
+
+    state: State
+    epoch: int
+    worker: str  # "": nobody
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The bounds of one pool's queue, in jobs."""
@@ -103,6 +112,14 @@ def _standing(answer: list[Any]) -> Standing:
     result, error = _decode_result(body)
     new = verdict == b"new"
     return Standing(new, state.decode(), epoch, worker.decode(), position, result, error)
+
+
+def _holder(state: bytes | None, epoch: bytes | None, worker: bytes | None) -> Holder | None:
+    if state is None or epoch is None or not epoch.isdigit():
+        return None
+    told: Any = state.decode(errors="replace")
+    holder = b"" if worker is None or state == b"queued" else worker
+    return Holder(told, int(epoch), holder.decode(errors="replace"))
 
 
 class Producer:
@@ -185,6 +202,19 @@ class Producer:
             int(job.queue_timeout * _US),
         )
         return bool(answer == b"resumed")
+
+    async def holders(self, jobs: Sequence[Job]) -> list[Holder | None]:
+        """Who runs each job; None for one that is not there. Raises RedisUnavailableError."""
+        with translated():
+            async with (
+                asyncio.timeout(CALL_TIMEOUT),
+                self._functions.redis.pipeline(transaction=False) as pipe,
+            ):
+                for job in jobs:
+                    key = self._keys.pool(job.pool).job(job.id)
+                    pipe.hmget(key, "state", "epoch", "worker")  # type: ignore[arg-type]
+                rows = await pipe.execute()
+        return [_holder(*row) for row in rows]
 
     async def reader(self, job: Job) -> str | None:
         """The API server that reads the job; None for a job that is not there."""

@@ -22,7 +22,7 @@ from queueserve.protocol import (
     Progress,
     Started,
 )
-from queueserve.queue.producer import Answer, Standing
+from queueserve.queue.producer import Answer, Standing, State
 
 
 class Need(Enum):
@@ -31,6 +31,10 @@ class Need(Enum):
     NOTHING = auto()
     RESYNC = auto()  # something is missing: the worker must send it again
     RESUME = auto()  # the worker is gone: the job must go on elsewhere
+    PROOF = auto()  # somebody claims a newer epoch: Redis must say who runs the job
+
+
+_UNPROVEN = 256  # events kept while Redis is asked; what is lost then is asked for
 
 
 class JobStream:
@@ -38,11 +42,15 @@ class JobStream:
 
     Iteration raises the job's QueueServeError if it fails. `aclose` cancels a job that has not
     ended.
+
+    `epoch` and `worker` are Redis's word, never an event's own: what carries another epoch, or says
+    that another worker has started, is not taken in.
     """
 
     def __init__(self, job: Job, close: Callable[[JobStream], Awaitable[None]]) -> None:
         self.job = job
         self.epoch = 0
+        self.parked = 0  # the epoch under which an orphan waits to be resumed
         self.worker = ""
         self.position = 0  # in the queue when it was submitted; 0: it did not wait
         self.tokens: list[int] = []
@@ -51,6 +59,9 @@ class JobStream:
         self.ended = False
         self.heard = time.monotonic()  # when anything was last heard of the job
         self._ready: list[Event] = []
+        self._submitted = False  # Redis has told how the job stands
+        self._begun = -1  # the epoch whose Started was seen
+        self._unproven: list[Event] = []  # of an epoch that Redis has not confirmed yet
         self._error: QueueServeError | None = None
         self._wake = asyncio.Event()
         self._close = close
@@ -85,28 +96,51 @@ class JobStream:
             fingerprint=self.started.fingerprint,
         )
 
-    def accept(self, event: Event) -> Need:  # noqa: PLR0911 - one way out per kind of event
+    def accept(self, event: Event) -> Need:
         """Take an event in, if it is new and fits."""
         if self.ended or event.epoch < self.epoch:
             return Need.NOTHING
+        if event.epoch > self.epoch:
+            if len(self._unproven) < _UNPROVEN:
+                self._unproven.append(event)
+            return Need.PROOF if self._submitted else Need.NOTHING
         self.heard = time.monotonic()
+        return self._take(event)
+
+    def placed(self, state: State, epoch: int, worker: str) -> Need:
+        """Hear from Redis how the job stands; take in what was said under that epoch before."""
+        if self.ended:
+            return Need.NOTHING
+        self._submitted = True
+        if state == "orphaned":
+            self.parked = epoch
+        if epoch >= self.epoch:  # else it is late, or Redis has lost data: the next one is greater
+            self.epoch, self.worker = epoch, worker
+        held, self._unproven = self._unproven, []
+        needs = [self.accept(event) for event in held if event.epoch <= self.epoch]
+        if state == "orphaned":
+            return Need.RESUME
+        return Need.RESYNC if Need.RESYNC in needs else Need.NOTHING
+
+    def _take(self, event: Event) -> Need:  # noqa: PLR0911 - one way out per kind of event
         match event:
             case Delta():
                 return self._delta(event)
             case Progress():
                 return self._progress(event)
             case Started():
-                return self._begin(event)
+                return self._begin(event) if event.worker == self.worker else Need.NOTHING
             case Finished():
                 return self._finish(event)
             case Answered():
                 self._answer(event)
                 return Need.NOTHING
-            case Failed():
+            case Failed() if self.worker:
                 self.fail(from_code(event.code, event.message, event.param))
                 return Need.NOTHING
+            case Failed():
+                return Need.RESYNC  # nobody runs it, so only Redis can know
             case Orphaned():
-                self.epoch = event.epoch  # freezes what was delivered: the old worker is fenced off
                 return Need.RESUME
 
     def stand(self, standing: Standing) -> Need:
@@ -115,15 +149,11 @@ class JobStream:
             return Need.NOTHING
         self.heard = time.monotonic()
         match standing.state:
-            case "queued":
-                self.epoch = max(self.epoch, standing.epoch)
-                return Need.NOTHING
+            case "queued" | "orphaned":
+                return self.placed(standing.state, standing.epoch, "")
             case "running":
-                self.worker = standing.worker
+                self.placed("running", standing.epoch, standing.worker)
                 return Need.RESYNC
-            case "orphaned":
-                self.epoch = max(self.epoch, standing.epoch)
-                return Need.RESUME
             case "done" if standing.result and standing.epoch >= self.epoch:
                 return self._complete(standing)
             case "failed" | "expired" if standing.error:
@@ -144,24 +174,23 @@ class JobStream:
         self._wake.set()
 
     def _begin(self, event: Started) -> Need:
-        self.worker = event.worker
+        self._begun = event.epoch
         if self.started is None:
             self.started = event
             self._give(event)
         elif event.prompt_hash != self.started.prompt_hash:
             self._diverged()
-        self.epoch = event.epoch
         return self._progress(event)
 
     def _progress(self, event: Progress | Started) -> Need:
         if self.job.inputs is not None:  # it comes whole, so nothing of it can be missing yet
             return Need.NOTHING
-        missing = event.seq > len(self.tokens) or self.started is None or event.epoch > self.epoch
+        missing = event.seq > len(self.tokens) or event.epoch != self._begun
         return Need.RESYNC if missing else Need.NOTHING
 
     def _delta(self, event: Delta) -> Need:
         have = len(self.tokens)
-        if self.started is None or event.epoch > self.epoch or event.seq > have:
+        if event.epoch != self._begun or event.seq > have:
             return Need.RESYNC
         skip = have - event.seq
         if skip:
@@ -184,7 +213,7 @@ class JobStream:
         return Need.NOTHING
 
     def _finish(self, event: Finished) -> Need:
-        if self.started is None or event.epoch > self.epoch or event.seq > len(self.tokens):
+        if event.epoch != self._begun or event.seq > len(self.tokens):
             return Need.RESYNC
         self.ended = True
         self._give(
@@ -212,7 +241,7 @@ class JobStream:
                     self.job.id, epoch, 0, result.prompt_tokens, result.cached_tokens, "", "", ""
                 )
             )
-        self.epoch = epoch
+        self.epoch = self._begun = epoch
         if tokens := result.tokens[have:]:
             text = result.text[self.chars :]
             self._delta(Delta(self.job.id, epoch, have, self.chars, text, tokens))

@@ -16,7 +16,7 @@ from queueserve.errors import (
     QueueTimeoutError,
     RequestTimeoutError,
 )
-from queueserve.protocol import Delta
+from queueserve.protocol import Delta, Failed, Finished, Orphaned, Started, encode_events
 from queueserve.queue.producer import Limits
 from workers.engines.fake import FakeEngine
 
@@ -267,6 +267,32 @@ async def test_nonsense_on_every_channel_is_skipped(house, read, redis):
     await redis.publish(f"qs:{{m}}:control:{worker.decode()}", "cancel 17 nothing")
     await redis.publish(f"qs:{{m}}:control:{worker.decode()}", "resync 99999 api j0")
     assert len((await read(stream))[1]) == 40
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_a_stranger_publishes_for_a_job_it_does_not_hold_is_dropped(
+    house, read, redis, waits
+):
+    await house.worker(FakeEngine(slots=1, tick=0.005))
+    plane = await house.plane()
+    undisturbed = await read(await plane.owner.open(house.job()))
+    before = [await plane.owner.open(house.job())] if waits else []
+    stream = await plane.owner.open(house.job())
+    job, far = stream.job.id, 2**53
+    forged = [
+        Started(job, far, 0, 5, 0, "p", "f", "stranger"),
+        Delta(job, far, 0, 0, "forged", (7,)),
+        Finished(job, far, 1, 6, "", "stop"),
+        Failed(job, 0, "engine_error", "forged"),
+        Orphaned(job, far),
+        Failed(job, far, "engine_error", "forged"),
+    ]
+    for _ in range(5):
+        for event in forged:
+            await redis.publish(f"qs:reply:{plane.owner.api}", encode_events([event]))
+    assert (await read(stream))[:2] == undisturbed[:2]
+    for other in before:
+        assert (await read(other))[:2] == undisturbed[:2]
 
 
 async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions):

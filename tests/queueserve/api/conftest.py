@@ -158,6 +158,7 @@ class ByHand:
 
     def start(self, index: int = 0, *, prompt_tokens: int = 5, cached_tokens: int = 0) -> None:
         stream = self.streams[index]
+        stream.placed("running", 1, "w")
         stream.accept(
             Started(stream.job.id, 1, 0, prompt_tokens, cached_tokens, "hash", "fp-1", "w")
         )

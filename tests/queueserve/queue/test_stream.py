@@ -29,8 +29,11 @@ async def nothing(_stream):
     pass
 
 
-def stream() -> JobStream:
-    return JobStream(JOB, nothing)
+def stream(epoch: int = 1) -> JobStream:
+    """A stream whose job runs under this epoch, as Redis says; 0: it waits."""
+    reader = JobStream(JOB, nothing)
+    reader.placed("running" if epoch else "queued", epoch, f"w{epoch}" if epoch else "")
+    return reader
 
 
 def started(epoch=1, seq=0, prompt_hash="p"):
@@ -48,6 +51,7 @@ def finished(epoch=1, text="!"):
 
 async def read(stream: JobStream) -> tuple[str, list[int]]:
     text, tokens = "", []
+    assert stream.ended  # or it would be waited for
     async for events in stream:
         for event in events:
             if isinstance(event, Delta):
@@ -106,12 +110,15 @@ async def test_after_an_orphan_the_old_worker_is_not_heard_and_the_new_one_goes_
     reader = stream()
     reader.accept(started())
     reader.accept(delta(0, 3))
-    assert reader.accept(Orphaned("j", 2)) is Need.RESUME
+    assert reader.accept(Orphaned("j", 2)) is Need.PROOF
+    assert reader.placed("orphaned", 2, "") is Need.RESUME
+    assert reader.parked == 2
     assert reader.continuation.tokens == (0, 1, 2)
     assert reader.continuation.chars == 3
     assert reader.accept(delta(3, 6)) is Need.NOTHING  # the zombie, under its old epoch
     assert reader.continuation.tokens == (0, 1, 2)
-    reader.accept(started(epoch=3, seq=3))
+    assert reader.accept(started(epoch=3, seq=3)) is Need.PROOF
+    assert reader.placed("running", 3, "w3") is Need.NOTHING
     reader.accept(delta(3, 10, epoch=3))
     reader.accept(finished(epoch=3))
     assert await read(reader) == WHOLE
@@ -121,6 +128,7 @@ async def test_another_output_for_tokens_already_sent_is_an_error_not_a_mixture(
     reader = stream()
     reader.accept(started())
     reader.accept(delta(0, 3))
+    reader.placed("running", 3, "w3")
     reader.accept(started(epoch=3))
     reader.accept(Delta("j", 3, 0, 0, "xyz", (0, 9, 9, 9)))
     with pytest.raises(WorkerLostError):
@@ -130,9 +138,70 @@ async def test_another_output_for_tokens_already_sent_is_an_error_not_a_mixture(
 async def test_another_prompt_on_the_next_worker_is_an_error():
     reader = stream()
     reader.accept(started())
+    reader.placed("running", 3, "w3")
     reader.accept(started(epoch=3, prompt_hash="other"))
     with pytest.raises(WorkerLostError):
         await read(reader)
+
+
+# Who may say something: the worker that holds the job, as Redis says
+
+
+async def test_an_event_that_comes_before_the_answer_to_submit_waits_for_it():
+    reader = JobStream(JOB, nothing)
+    for event in [started(), delta(0, 10), finished()]:
+        assert reader.accept(event) is Need.NOTHING
+    assert reader.started is None
+    assert reader.placed("running", 1, "w1") is Need.NOTHING
+    assert await read(reader) == WHOLE
+
+
+async def test_a_newer_epoch_counts_only_when_redis_confirms_it():
+    reader = stream(0)
+    forged = Delta("j", 99, 0, 0, "forged", (7,))
+    for event in [started(99), forged, started(5), delta(0, 10, epoch=5), finished(5)]:
+        assert reader.accept(event) is Need.PROOF
+    assert (reader.started, reader.tokens) == (None, [])
+    assert reader.placed("running", 5, "w5") is Need.NOTHING
+    assert await read(reader) == WHOLE
+
+
+async def test_a_forged_epoch_does_not_shut_the_real_worker_out():
+    reader = stream()
+    reader.accept(started())
+    reader.accept(delta(0, 3))
+    for event in [Orphaned("j", 10**15), started(10**15), Failed("j", 10**15, "cancelled", "")]:
+        assert reader.accept(event) is Need.PROOF
+    assert reader.placed("running", 1, "w1") is Need.NOTHING
+    reader.accept(delta(3, 10))
+    reader.accept(finished())
+    assert await read(reader) == WHOLE
+
+
+async def test_the_start_on_a_worker_that_does_not_hold_the_job_is_dropped():
+    reader = stream()
+    assert reader.accept(Started("j", 1, 0, 5, 0, "p", "f", "somebody")) is Need.NOTHING
+    assert reader.started is None
+    assert reader.accept(delta(0, 3)) is Need.RESYNC
+
+
+async def test_a_failure_of_a_job_that_nobody_runs_is_asked_for_in_redis():
+    assert stream(0).accept(Failed("j", 0, "queue_timeout", "late")) is Need.RESYNC
+
+
+async def test_what_nobody_confirms_is_kept_up_to_a_bound():
+    reader = stream(0)
+    for _ in range(1000):
+        reader.accept(delta(0, 1, epoch=9))
+    assert len(reader._unproven) == 256
+    reader.placed("queued", 0, "")
+    assert reader._unproven == []
+
+
+async def test_a_word_from_redis_that_is_late_changes_nothing():
+    reader = stream(5)
+    assert reader.placed("running", 3, "w3") is Need.NOTHING
+    assert (reader.epoch, reader.worker) == (5, "w5")
 
 
 async def test_a_failure_comes_after_what_was_delivered():
@@ -185,7 +254,9 @@ DATA = Job(id="j", pool="m", model="m", kind="embed", inputs=Inputs(items=("a", 
 
 
 def data_stream() -> JobStream:
-    return JobStream(DATA, nothing)
+    reader = JobStream(DATA, nothing)
+    reader.placed("running", 1, "w1")
+    return reader
 
 
 async def test_an_answer_ends_the_job_whatever_came_before():
@@ -204,10 +275,12 @@ async def test_an_answer_ends_the_job_whatever_came_before():
 async def test_an_orphan_that_answers_with_data_starts_over():
     reader = data_stream()
     reader.accept(started())
-    assert reader.accept(Orphaned("j", 2)) is Need.RESUME
+    assert reader.accept(Orphaned("j", 2)) is Need.PROOF
+    assert reader.placed("orphaned", 2, "") is Need.RESUME
     assert reader.continuation is None
     assert reader.accept(Answered("j", 1, ("zombie",), 7)) is Need.NOTHING
     assert not reader.ended
+    reader.placed("running", 3, "w3")
     reader.accept(Answered("j", 3, ("new",), 7))
     assert reader.ended
 
