@@ -11,7 +11,7 @@ from dataclasses import replace
 from operator import mul
 
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError
-from queueserve.protocol import LIGHT_KINDS, Answered, Event, Inputs, Job, Started
+from queueserve.protocol import Answered, Event, Inputs, Job, Started
 from queueserve.queue.consumer import RESULT_KEPT, Assignment, Finish
 from queueserve.queue.producer import Answer, encode_result
 from workers.engines.base import Engine
@@ -24,10 +24,7 @@ _INLINE = 1000  # tokens that become text in a few milliseconds; more are a thre
 
 
 class Answerer:
-    """Answers the jobs of one engine. `truncate`: cut what is too long, where a job leaves it open.
-
-    A job whose kind is not among the engine's tasks is refused.
-    """
+    """Answers the jobs of one engine; with `truncate` it cuts what is too long, if not told."""
 
     def __init__(self, engine: Engine, prompter: Prompter, *, truncate: bool = False) -> None:
         self._engine = engine
@@ -56,9 +53,6 @@ class Answerer:
 
         Raises InvalidRequestError, EngineError.
         """
-        if job.kind not in {*self._engine.info.tasks, *LIGHT_KINDS}:
-            can = ", ".join(self._engine.info.tasks)
-            raise InvalidRequestError(f"this model does not {job.kind}: it does {can}")
         match job.kind:
             case "tokenize":
                 return await self._tokenize(job, inputs)

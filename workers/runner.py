@@ -14,10 +14,11 @@ import orjson
 from queueserve.errors import (
     ContextLengthExceededError,
     EngineError,
+    InvalidRequestError,
     QueueServeError,
     WorkerLostError,
 )
-from queueserve.protocol import Event, Failed, FinishReason, Progress
+from queueserve.protocol import LIGHT_KINDS, Event, Failed, FinishReason, Job, Progress
 from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
 from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
@@ -231,6 +232,7 @@ class Runner:
     async def _prepare(self, assignment: Assignment, consumer: Consumer) -> None:
         job, epoch = assignment.job, assignment.epoch
         try:
+            self._check_task(job)
             if job.inputs is not None:
                 end = await self._answerer.run(
                     assignment, consumer.worker, lambda event: self._tell(job.id, event)
@@ -292,6 +294,14 @@ class Runner:
                 constraint=run.assignment.job.constraint,
             )
         )
+
+    def _check_task(self, job: Job) -> None:
+        tasks = self._engine.info.tasks
+        if job.kind not in LIGHT_KINDS and job.kind not in tasks:
+            raise InvalidRequestError(
+                f"this model takes no jobs of kind {job.kind}: it takes {', '.join(tasks)}",
+                param="model",
+            )
 
     def _check_length(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
         limit = self._engine.info.context_length

@@ -14,7 +14,17 @@ from queueserve.api import auth, document, errors
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
-from queueserve.api.routes import chat, completions, health, messages, models, responses
+from queueserve.api.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    responses,
+    scoring,
+    tokenization,
+)
 from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
 from queueserve.settings import ApiSettings
@@ -64,7 +74,8 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
         redirect_slashes=False,
     )
     app.include_router(_v1())
-    app.include_router(health.router)
+    for router in (health.router, scoring.root, tokenization.root):
+        app.include_router(router)
     errors.install(app)
     _surround(app, settings)
     return app
@@ -104,6 +115,6 @@ def _surround(app: _App, settings: ApiSettings) -> None:
 def _v1() -> APIRouter:
     """Return everything under /v1: what must hold for all of it is said here, once."""
     router = APIRouter(prefix="/v1")
-    for routes in (chat, completions, messages, models, responses):
+    for routes in (chat, completions, embeddings, messages, models, responses, scoring):
         router.include_router(routes.router)
     return router

@@ -14,10 +14,11 @@ from queueserve.api.conversation import carried
 from queueserve.api.limits import MAX_JOBS
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.completions import CompletionRequest
+from queueserve.api.schemas.data import ModelRequest
 from queueserve.api.schemas.generation import GenerationRequest
 from queueserve.api.tools import offer_of
 from queueserve.errors import InvalidRequestError
-from queueserve.protocol import DEFAULT_CLASS, Job, ModelCard, Sampling
+from queueserve.protocol import DEFAULT_CLASS, Job, JobKind, ModelCard, Sampling
 from queueserve.settings import ApiSettings
 
 DEFAULT_TENANT = "default"
@@ -75,7 +76,7 @@ class Identity:
         )
 
 
-def tenant_of(request: GenerationRequest, *, key: str | None = None) -> str:
+def tenant_of(request: GenerationRequest | ModelRequest, *, key: str | None = None) -> str:
     """Return whose turn a request takes in fair queueing.
 
     With API keys it is the key's, `key`: who holds one gets no more by inventing users. Without
@@ -126,6 +127,28 @@ def completion_jobs(
         replace(job, prompt=prompt, cost=_cost(_tokens(prompt), max_tokens)) for prompt in prompts
     ]
     return _numbered(jobs, request.n or 1)
+
+
+def data_job(
+    kind: JobKind,
+    request: ModelRequest,
+    identity: Identity,
+    card: ModelCard,
+    settings: ApiSettings,
+) -> Job:
+    """Return the job of a request that generates nothing, still without its inputs."""
+    return Job(
+        id=identity.job_id,
+        pool=card.pool,
+        model=request.model,
+        kind=kind,
+        tenant=identity.tenant,
+        priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
+        queue_timeout=settings.queue_timeout,
+        timeout=settings.request_timeout,
+        grace=identity.grace,
+        request=identity.digest,
+    )
 
 
 def _job(

@@ -15,6 +15,8 @@ MAX_CHOICES = 128
 MAX_TOOLS = 128
 """Tools of a request, and calls in one message."""
 MAX_PROMPTS = 1_024
+MAX_INPUTS = 16_384
+"""Texts of a request for embeddings or scores."""
 MAX_JOBS = 1_024
 """Prompts times choices: each is a job of its own."""
 MAX_STOPS = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,6 +10,8 @@ import orjson
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
+from queueserve.errors import InvalidRequestError
+from queueserve.protocol import JobKind, ModelCard
 from queueserve.queue.directory import Directory
 from queueserve.queue.owner import Owner
 from queueserve.settings import ApiSettings
@@ -36,6 +38,16 @@ class JSONRoute(APIRoute):
         return handle_json
 
 
+_ENDPOINTS: Mapping[JobKind, str] = {
+    "chat": "/v1/chat/completions",
+    "completion": "/v1/completions",
+    "embed": "/v1/embeddings",
+    "score": "/v1/rerank and /v1/score",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the lifespan has opened."""
@@ -43,6 +55,22 @@ class Services:
     settings: ApiSettings
     owner: Owner
     directory: Directory
+
+    async def model(self, name: str, task: JobKind) -> ModelCard:
+        """The card of a model that takes such jobs.
+
+        Raises ModelNotFoundError, InvalidRequestError for a model of another kind,
+        RedisUnavailableError.
+        """
+        card = await self.directory.find(name)
+        if task not in card.tasks:
+            there = dict.fromkeys(_ENDPOINTS[kind] for kind in card.tasks)
+            raise InvalidRequestError(
+                f"The model {name!r} is not one for {_ENDPOINTS[task]}: it answers "
+                f"{', '.join(there)}.",
+                param="model",
+            )
+        return card
 
 
 async def _services(request: Request) -> Services:

@@ -153,7 +153,7 @@ async def test_a_model_says_what_it_can_do_and_refuses_the_rest(house, plane, as
     await house.worker(engine)
     card = await plane.directory.find("m")
     assert card.tasks == ("chat", "completion", "detokenize", "tokenize")
-    with pytest.raises(InvalidRequestError, match="does not embed: it does chat, completion"):
+    with pytest.raises(InvalidRequestError, match="embed: it takes chat, completion"):
         await answer(plane, ask("embed", "text"))
 
 

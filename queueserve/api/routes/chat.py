@@ -20,7 +20,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation with the next message."""
     identity = await identify("chatcmpl-", body, request, services)
-    card = await services.directory.find(body.model)
+    card = await services.model(body.model, "chat")
     jobs = chat_jobs(body, identity, card, services.settings)
     parsing = parsing_of(body, card, jobs[0].constraint)
     return answer(body, identity, jobs, CHAT, services, parsing=parsing)

@@ -19,6 +19,6 @@ async def create_completion(
 ) -> Response:
     """Continue one prompt or several; the index runs over prompts times choices."""
     identity = await identify("cmpl-", body, request, services)
-    card = await services.directory.find(body.model)
+    card = await services.model(body.model, "completion")
     jobs = completion_jobs(body, identity, card, services.settings)
     return answer(body, identity, jobs, COMPLETION, services)

@@ -12,13 +12,14 @@ from queueserve.api.jobs import Identity, tenant_of
 from queueserve.api.render import Chunks, Reply, Shape, Whole
 from queueserve.api.render_parsed import ParsedChunks, ParsedWhole
 from queueserve.api.requests import Services
+from queueserve.api.schemas.data import ModelRequest
 from queueserve.api.schemas.generation import GenerationRequest
 from queueserve.api.tools import Parsing
 from queueserve.protocol import Job
 
 
 async def identify(
-    prefix: str, body: GenerationRequest, request: Request, services: Services
+    prefix: str, body: GenerationRequest | ModelRequest, request: Request, services: Services
 ) -> Identity:
     """Name the request: by its Idempotency-Key, if it has one. Raises InvalidRequestError."""
     tenant = tenant_of(body, key=getattr(request.state, "tenant", None))

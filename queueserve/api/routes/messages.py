@@ -21,7 +21,7 @@ async def create_message(body: MessagesRequest, request: Request, services: Serv
     """Answer a conversation with the next message, in Anthropic's shapes."""
     chat = to_chat(body)
     identity = await identify("msg_", chat, request, services)
-    card = await services.directory.find(body.model)
+    card = await services.model(body.model, "chat")
     jobs = chat_jobs(chat, identity, card, services.settings)
     parser = parsing_of(chat, card, jobs[0].constraint).parser()
     message = Message(identity.reply_id, body.model, parser)

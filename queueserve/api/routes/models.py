@@ -18,6 +18,11 @@ def _model(card: ModelCard) -> dict[str, Any]:
         "object": "model",
         "created": card.created,
         "owned_by": "queueserve",
+        "root": card.pool,
+        "parent": None if card.name == card.pool else card.pool,  # of an alias
+        "max_model_len": card.context_length,
+        "capabilities": card.tasks,
+        "engine": card.engine,
     }
 
 

@@ -25,7 +25,7 @@ async def create_response(
     """Answer with the next items of a conversation."""
     chat = to_chat(body)
     identity = await identify("resp_", chat, request, services)
-    card = await services.directory.find(body.model)
+    card = await services.model(body.model, "chat")
     jobs = chat_jobs(chat, identity, card, services.settings)
     head = head_of(body, reply_id=identity.reply_id, created=int(time.time()))
     answer = Answer(head, parsing_of(chat, card, jobs[0].constraint).parser())
