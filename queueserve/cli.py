@@ -78,6 +78,18 @@ _request_options = options(
         help="Seconds of silence after which a stream gets a comment.",
     ),
     option(
+        "--response-ttl",
+        type=click.FloatRange(min=0),
+        default=_DEFAULT.response_ttl,
+        help="Seconds for which /v1/responses stores a response; 0: it stores none.",
+    ),
+    option(
+        "--max-response-bytes",
+        type=COUNT,
+        default=_DEFAULT.max_response_bytes,
+        help="Size of all stored responses; then the oldest ones go.",
+    ),
+    option(
         "--idempotency-secret",
         default=_DEFAULT.idempotency_secret,
         help="Turns an Idempotency-Key into a job id; the same on all API servers.",
@@ -309,6 +321,8 @@ _FOR_THE_API = (
     "max_queue_per_tenant",
     "max_body_bytes",
     "keep_alive",
+    "response_ttl",
+    "max_response_bytes",
     "allowed_origins",
     "allowed_methods",
     "allowed_headers",

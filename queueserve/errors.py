@@ -40,6 +40,12 @@ class ModelNotFoundError(QueueServeError):
     code = "model_not_found"
 
 
+class ResponseNotFoundError(QueueServeError):
+    """No response of this id is stored, or it is another tenant's."""
+
+    code = "response_not_found"
+
+
 class IdempotencyConflictError(QueueServeError):
     """The Idempotency-Key was used with another body."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +22,14 @@ from queueserve.queue.producer import Place
 log = logging.getLogger(__name__)
 
 _TELL_EVERY = 1.0  # seconds between comments on the place in the queue
+
+
+Keep: TypeAlias = Callable[[QueueServeError | None], Awaitable[None]]
+"""Called when an answer has ended, with the error that it ended with, before its client hears."""
+
+
+async def _keep_nothing(_error: QueueServeError | None) -> None:
+    pass
 
 
 class Whole(Protocol):
@@ -53,11 +61,14 @@ class Stream(Protocol):
 class WholeAnswer(Response):
     """Runs the jobs, then answers. Any failure is an HTTP error."""
 
-    def __init__(self, owner: Owner, jobs: Sequence[Job], whole: Whole) -> None:
+    def __init__(
+        self, owner: Owner, jobs: Sequence[Job], whole: Whole, *, keep: Keep = _keep_nothing
+    ) -> None:
         super().__init__()
         self._owner = owner
         self._jobs = jobs
         self._whole = whole
+        self._keep = keep
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
@@ -68,6 +79,7 @@ class WholeAnswer(Response):
             while batch := await reader.read():
                 self._whole.add(batch)
             position = _position(reader)
+        await self._keep(None)
         response = Response(self._whole.body(), media_type="application/json")
         response.raw_headers.append(position)
         await response(scope, receive, send)
@@ -91,6 +103,7 @@ class StreamAnswer(Response):
         choices: int = 1,
         keep_alive: float,
         tells_position: bool = False,
+        keep: Keep = _keep_nothing,
     ) -> None:
         super().__init__()
         self._owner = owner
@@ -99,6 +112,7 @@ class StreamAnswer(Response):
         self._choices = choices
         self._keep_alive = keep_alive
         self._tells_position = tells_position
+        self._keep = keep
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
@@ -122,17 +136,22 @@ class StreamAnswer(Response):
                         batch = await self._told(reader, stream)
                     await stream.write(events.render(batch))
                     await _relay(reader, events, stream)
+                    await self._keep(None)
+                    await stream.write(events.end())
                 except QueueServeError as error:
-                    await stream.write(events.failure(error))
+                    await self._fail(stream, error)
                 except asyncio.CancelledError:
                     if client.gone:
                         raise
-                    closing = ServerClosingError("The server is shutting down.")
-                    await stream.write(events.failure(closing))
+                    await self._fail(stream, ServerClosingError("The server is shutting down."))
                 except Exception:
                     log.exception("a stream failed")
-                    await stream.write(events.failure(QueueServeError("The server failed.")))
+                    await self._fail(stream, QueueServeError("The server failed."))
         await stream.end()
+
+    async def _fail(self, stream: EventStream, error: QueueServeError) -> None:
+        await self._keep(error)
+        await stream.write(self._events.failure(error))
 
     async def _told(self, reader: Reader, stream: EventStream) -> Batch:
         """Tell the client where it stands until there is something to read."""
@@ -158,4 +177,3 @@ async def _relay(reader: Reader, events: Stream, stream: EventStream) -> None:
     while batch := await reader.read():
         if frames := events.render(batch):
             await stream.write(frames)
-    await stream.write(events.end())

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from queueserve import __version__
 from queueserve.api import auth, document, errors
+from queueserve.api.background import Background
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
@@ -23,8 +24,10 @@ from queueserve.api.routes import (
     models,
     responses,
     scoring,
+    stored,
     tokenization,
 )
+from queueserve.api.stored import Responses
 from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
 from queueserve.settings import ApiSettings
@@ -54,6 +57,8 @@ def control_plane(settings: ApiSettings) -> AbstractAsyncContextManager[ControlP
         limits=Limits(
             max_queue=settings.max_queue, max_queue_per_tenant=settings.max_queue_per_tenant
         ),
+        response_ttl=settings.response_ttl,
+        max_response_bytes=settings.max_response_bytes,
     )
 
 
@@ -62,8 +67,13 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[_State]:
-        async with open_plane(settings) as plane:
-            yield {"services": Services(settings, plane.owner, plane.directory)}
+        async with (
+            open_plane(settings) as plane,
+            Background(plane.owner, plane.responses, grace=settings.shutdown_grace) as background,
+        ):
+            responses = Responses(plane.responses)
+            services = Services(settings, plane.owner, plane.directory, responses, background)
+            yield {"services": services}
 
     app = _App(
         title="QueueServe",
@@ -115,6 +125,6 @@ def _surround(app: _App, settings: ApiSettings) -> None:
 def _v1() -> APIRouter:
     """Return everything under /v1: what must hold for all of it is said here, once."""
     router = APIRouter(prefix="/v1")
-    for routes in (chat, completions, embeddings, messages, models, responses, scoring):
+    for routes in (chat, completions, embeddings, messages, models, responses, scoring, stored):
         router.include_router(routes.router)
     return router

@@ -41,6 +41,7 @@ _STATUS: Mapping[str, int] = {
     "rate_limit_exceeded": 429,
     "redis_unavailable": 503,
     "request_timeout": 504,
+    "response_not_found": 404,
     "server_closing": 503,
     "server_expired": 503,
     "worker_lost": 503,

@@ -23,11 +23,15 @@ from queueserve.api.errors import status_of
 from queueserve.api.generation import Batch
 from queueserve.api.parsers import Parser
 from queueserve.api.sse import KEEP_ALIVE
-from queueserve.errors import QueueServeError
+from queueserve.errors import CancelledJobError, QueueServeError
 from queueserve.protocol import Delta, Event, Finished, Started
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "incomplete", "failed"]
 
+LAST_EVENTS = tuple(
+    b"event: response.%b\n" % status for status in (b"completed", b"incomplete", b"failed")
+)
+"""What the last frame of a stream begins with."""
 _ITEM_IDS = {"reasoning": "rs", "text": "msg", "call": "fc"}
 _DELTAS = {
     "reasoning": "reasoning_text",
@@ -43,6 +47,25 @@ def failure_of(error: QueueServeError) -> dict[str, Any]:
     return {"code": error.code if status == 429 else code, "message": error.message}  # noqa: PLR2004
 
 
+def event_frame(name: str, number: int, **members: Any) -> bytes:
+    """Return the frame of one event of a stream."""
+    data = orjson.dumps({"type": name, "sequence_number": number, **members})
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+def ending_frame(number: int, response: Mapping[str, Any]) -> bytes:
+    """Return the last frame for a Response that has ended, but whose stream has not."""
+    if response["status"] == "cancelled":  # there is no event for this
+        return error_frame(number, CancelledJobError("The response was cancelled."))
+    return event_frame(f"response.{response['status']}", number, response=response)
+
+
+def error_frame(number: int, error: QueueServeError) -> bytes:
+    """Return the frame that ends a stream of which nothing better can be said."""
+    told = {"code": error.code, "message": error.message, "param": error.param}
+    return event_frame("error", number, **told)
+
+
 class Answer:
     """One Response as it grows.
 
@@ -51,7 +74,9 @@ class Answer:
     """
 
     def __init__(self, head: Mapping[str, Any], parser: Parser) -> None:
+        self.stored = bool(head.get("store"))
         self._head = head
+        self._ended = 0  # Unix seconds
         self._stem = str(head["id"]).removeprefix("resp_")
         self._blocks = Blocks(parser)
         self._done: dict[int, str] = {}  # block → the status that it ended with
@@ -68,6 +93,7 @@ class Answer:
                 self._reasoning_tokens += len(event.tokens) if self._blocks.reasoning else 0
             case Finished():
                 self._finished = event
+                self._ended = int(time.time())
                 steps = self._blocks.feed(event.text) + self._blocks.end()
             case Started():
                 self._started = event
@@ -85,8 +111,9 @@ class Answer:
         status = status or ("incomplete" if self._cut else "completed")
         return {
             **self._head,
+            "store": self.stored,
             "status": status,
-            "completed_at": int(time.time()) if status == "completed" else None,
+            "completed_at": self._ended if status == "completed" else None,
             "error": error and failure_of(error),
             "incomplete_details": {"reason": "max_output_tokens"} if self._cut else None,
             "output": [self.item(block, "incomplete") for block in self._blocks.all],
@@ -162,7 +189,7 @@ class ResponseEvents:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._number = 0
+        self._number = 0  # of the next event
         self._begun = False
         self._deltas: dict[int, bytes] = {}  # what stands before the number, by block
 
@@ -192,15 +219,23 @@ class ResponseEvents:
         return self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: QueueServeError) -> bytes:
-        """Return the frame that ends the stream with a failure."""
-        return self._event("response.failed", response=self._answer.response("failed", error))
+        """Return the frames that end the stream with a failure."""
+        begin = b"" if self._begun else self._state("created", "in_progress")
+        failed = self._event("response.failed", response=self._answer.response("failed", error))
+        return begin + failed
 
     def _start(self) -> list[bytes]:
         created = [] if self._begun else [self._state("created", "in_progress")]
+        self._begun = True
         return [*created, self._state("in_progress", "in_progress")]
 
     def _state(self, name: str, status: Status) -> bytes:
         return self._event(f"response.{name}", response=self._answer.response(status))
+
+    @property
+    def number(self) -> int:
+        """The number of the next event."""
+        return self._number
 
     def _step(self, step: Step) -> list[bytes]:
         match step:
@@ -248,5 +283,4 @@ class ResponseEvents:
 
     def _event(self, name: str, **members: Any) -> bytes:
         number, self._number = self._number, self._number + 1
-        data = orjson.dumps({"type": name, "sequence_number": number, **members})
-        return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+        return event_frame(name, number, **members)

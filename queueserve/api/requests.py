@@ -10,6 +10,8 @@ import orjson
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
+from queueserve.api.background import Background
+from queueserve.api.stored import Responses
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import JobKind, ModelCard
 from queueserve.queue.directory import Directory
@@ -55,6 +57,8 @@ class Services:
     settings: ApiSettings
     owner: Owner
     directory: Directory
+    responses: Responses
+    background: Background
 
     async def model(self, name: str, task: JobKind) -> ModelCard:
         """The card of a model that takes such jobs.

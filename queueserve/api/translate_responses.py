@@ -32,6 +32,12 @@ _NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text",
 }
+_PREFIXES = {
+    MessageItem: "msg",
+    FunctionCallItem: "fc",
+    FunctionCallOutputItem: "fco",
+    ReasoningItem: "rs",
+}
 _SAME = (
     "model",
     "stream",
@@ -90,7 +96,16 @@ def items_of(body: ResponsesRequest) -> list[Item]:
     return body.input
 
 
-def head_of(body: ResponsesRequest, *, reply_id: str, created: int) -> dict[str, Any]:
+def input_items(body: ResponsesRequest, reply_id: str) -> list[dict[str, Any]]:
+    """Return the input as clients are shown it, each item with an id."""
+    stem = reply_id.removeprefix("resp_")
+    return [
+        {"id": f"{_PREFIXES[type(item)]}_{stem}i{index:x}", **_shown(item)}
+        for index, item in enumerate(items_of(body))
+    ]
+
+
+def head_of(body: ResponsesRequest, *, reply_id: str, created: int, store: bool) -> dict[str, Any]:
     """Return the members of a Response that its request decides."""
     choice = body.tool_choice
     return {
@@ -106,7 +121,7 @@ def head_of(body: ResponsesRequest, *, reply_id: str, created: int) -> dict[str,
         "previous_response_id": body.previous_response_id,
         "reasoning": _dumped(body.reasoning) if body.reasoning else None,
         "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
-        "store": False,
+        "store": store,
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}} | (_dumped(body.text) if body.text else {}),
         "tool_choice": "auto"
@@ -121,6 +136,22 @@ def head_of(body: ResponsesRequest, *, reply_id: str, created: int) -> dict[str,
         "truncation": "disabled",
         "user": body.user,
     }
+
+
+def _shown(item: Item) -> dict[str, Any]:
+    match item:
+        case MessageItem(role=role, content=content):
+            told = _dumped(item) | {"type": "message", "status": "completed"}
+            if isinstance(content, str):
+                kind = "output_text" if role == "assistant" else "input_text"
+                told["content"] = [{"type": kind, "text": content}]
+            if role == "assistant":
+                told["content"] = [{"annotations": []} | part for part in told["content"]]
+            return told
+        case ReasoningItem():
+            return {"summary": []} | _dumped(item)
+        case _:
+            return _dumped(item) | {"status": "completed"}
 
 
 def _dumped(value: Any) -> dict[str, Any]:

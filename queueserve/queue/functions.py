@@ -19,7 +19,7 @@ from queueserve.queue.connection import ANSWER_TIMEOUT, translated
 
 _FILES = (
     *("keys", "fair", "dispatch", "alone", "dead", "jobs"),
-    *("submit", "finish", "workers", "reap", "library"),
+    *("submit", "finish", "workers", "reap", "responses", "library"),
 )
 """In this order: a local function must stand before its first use."""
 CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0

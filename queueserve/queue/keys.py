@@ -38,6 +38,11 @@ class Keys:
         """Channel: the events for one API server."""
         return f"{self.prefix}reply:{api}"
 
+    @property
+    def stored(self) -> StoredKeys:
+        """The keys of stored responses."""
+        return StoredKeys(f"{self.prefix}{{stored}}")
+
     def pool(self, pool: str) -> PoolKeys:
         """The keys of one pool."""
         return PoolKeys(f"{self.prefix}{{{pool}}}")
@@ -131,3 +136,31 @@ class PoolKeys:
     def by_api(self, api: str) -> str:
         """SET: the open jobs of an API server."""
         return f"{self.root}:by_api:{api}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKeys:
+    """The keys of stored responses, all with the hash tag of `root`."""
+
+    root: str
+
+    def response(self, tenant: str, response: str) -> str:
+        """HASH with TTL: a response of a tenant."""
+        return f"{self.root}:response:{tenant}:{response}"
+
+    def events(self, tenant: str, response: str) -> str:
+        """STREAM with TTL: the events of a response that runs in the background."""
+        return f"{self.root}:events:{tenant}:{response}"
+
+    def index(self, tenant: str) -> str:
+        """ZSET with TTL: response → expiry, µs."""
+        return f"{self.root}:index:{tenant}"
+
+    def sizes(self, tenant: str) -> str:
+        """HASH with TTL: response → bytes."""
+        return f"{self.root}:sizes:{tenant}"
+
+    @property
+    def bytes(self) -> str:
+        """HASH with TTL: tenant → bytes; `*` → those of all tenants."""
+        return f"{self.root}:bytes"

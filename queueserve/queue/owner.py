@@ -154,6 +154,10 @@ class Owner:
         """
         return await self._producer.place(jobs)
 
+    async def stop(self, pool: str, job: str) -> None:
+        """Stop a job, whichever API server reads it. Raises RedisUnavailableError."""
+        await self._producer.stop(pool, job)
+
     async def _submit(
         self,
         session: _Session,

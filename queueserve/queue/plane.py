@@ -13,6 +13,7 @@ from queueserve.queue.keys import Keys
 from queueserve.queue.owner import Owner
 from queueserve.queue.producer import Limits, Producer
 from queueserve.queue.recovery import Reaper
+from queueserve.queue.responses import ResponseStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class ControlPlane:
 
     owner: Owner
     directory: Directory
+    responses: ResponseStore
 
 
 @asynccontextmanager
@@ -30,6 +32,8 @@ async def open_control_plane(
     prefix: str = "qs:",
     heartbeat_timeout: float = 15.0,
     limits: Limits | None = None,
+    response_ttl: float = 0.0,
+    max_response_bytes: int = 0,
 ) -> AsyncIterator[ControlPlane]:
     """Connect. Redis may come later: until then every call raises RedisUnavailableError."""
     redis = open_redis(redis_url)
@@ -40,12 +44,15 @@ async def open_control_plane(
     producer = Producer(
         functions, keys, heartbeat_timeout=heartbeat_timeout, limits=limits or Limits()
     )
+    responses = ResponseStore(
+        functions, keys, redis_url=redis_url, ttl=response_ttl, limit=max_response_bytes
+    )
     reaper = Reaper(Functions(lifeline), keys, heartbeat_timeout=heartbeat_timeout)
     try:
         async with Owner(
             lifeline, keys, producer, reaper, directory, heartbeat_timeout=heartbeat_timeout
         ) as owner:
-            yield ControlPlane(owner, directory)
+            yield ControlPlane(owner, directory, responses)
     finally:
         await redis.aclose()
         await lifeline.aclose()

@@ -248,6 +248,10 @@ class Producer:
         state: bytes = await self._functions.call("cancel", root, job.id, api)
         return state.decode()
 
+    async def stop(self, pool: str, job: str) -> None:
+        """Stop a job, whichever API server reads it: that one is told."""
+        await self._functions.call("cancel", self._keys.pool(checked_pool(pool)).root, job, "")
+
     async def resync(self, job: Job, api: str, worker: str, seq: int) -> None:
         """Ask the worker to publish the job's events again, from output token `seq` on."""
         channel = self._keys.pool(job.pool).control(worker)

@@ -6,16 +6,23 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from queueserve.api.answers import StreamAnswer, WholeAnswer
-from queueserve.api.jobs import chat_jobs
+from queueserve.api.answers import Keep, StreamAnswer, WholeAnswer
+from queueserve.api.background import Work
+from queueserve.api.jobs import Identity, chat_jobs
 from queueserve.api.render_responses import Answer, ResponseEvents, WholeResponse
-from queueserve.api.requests import JSONRoute, ServicesOf
+from queueserve.api.requests import JSONRoute, Services, ServicesOf
 from queueserve.api.routes.generate import identify
+from queueserve.api.routes.stored import owner_of, shown
 from queueserve.api.schemas.responses import ResponsesRequest
+from queueserve.api.stored import Earlier, Frame
 from queueserve.api.tools import parsing_of
-from queueserve.api.translate_responses import head_of, to_chat
+from queueserve.api.translate_responses import head_of, input_items, to_chat
+from queueserve.errors import IdempotencyConflictError, InvalidRequestError, QueueServeError
+from queueserve.protocol import Job
 
 router = APIRouter(route_class=JSONRoute)
+
+_MARGIN = 60  # seconds that a background response may take longer than its job
 
 
 @router.post("/responses", response_class=Response)
@@ -23,13 +30,72 @@ async def create_response(
     body: ResponsesRequest, request: Request, services: ServicesOf
 ) -> Response:
     """Answer with the next items of a conversation."""
-    chat = to_chat(body)
-    identity = await identify("resp_", chat, request, services)
+    owner = owner_of(request)
+    if (body.store or body.background) and not services.responses.store.enabled:
+        raise InvalidRequestError("This server stores no responses.", param="store")
+    identity = await identify("resp_", body, request, services)
+    if body.background and (retried := await _retried(body, owner, identity, services)):
+        return retried
+    earlier = await services.responses.earlier(owner, body.previous_response_id)
+    chat = to_chat(body, earlier.items)
     card = await services.model(body.model, "chat")
-    jobs = chat_jobs(chat, identity, card, services.settings)
-    head = head_of(body, reply_id=identity.reply_id, created=int(time.time()))
-    answer = Answer(head, parsing_of(chat, card, jobs[0].constraint).parser())
+    (job,) = chat_jobs(chat, identity, card, services.settings)
+    parser = parsing_of(chat, card, job.constraint).parser()
+    answer = Answer(_head(body, identity, services), parser)
+    frame = _frame(body, identity, owner, earlier)
+    if body.background:
+        return await _background(body, job, answer, frame, services)
+    return _answer(body, job, answer, _keeping(answer, frame, services), services)
+
+
+def _answer(
+    body: ResponsesRequest, job: Job, answer: Answer, keep: Keep, services: Services
+) -> Response:
     if not body.stream:
-        return WholeAnswer(services.owner, jobs, WholeResponse(answer))
+        return WholeAnswer(services.owner, [job], WholeResponse(answer), keep=keep)
+    silence = services.settings.keep_alive
     events = ResponseEvents(answer)
-    return StreamAnswer(services.owner, jobs, events, keep_alive=services.settings.keep_alive)
+    return StreamAnswer(services.owner, [job], events, keep_alive=silence, keep=keep)
+
+
+def _keeping(answer: Answer, frame: Frame, services: Services) -> Keep:
+    async def keep(error: QueueServeError | None) -> None:
+        if answer.stored:
+            response = answer.response("failed" if error else None, error)
+            answer.stored = await services.responses.keep(frame.owner, frame.around(response))
+
+    return keep
+
+
+async def _background(
+    body: ResponsesRequest, job: Job, answer: Answer, frame: Frame, services: Services
+) -> Response:
+    """Begin a response that goes on by itself, and show it or its stream."""
+    end_by = int(time.time() + job.queue_timeout + job.timeout + _MARGIN)
+    stored = frame.around(answer.response("queued"), pool=job.pool, job=job.id, end_by=end_by)
+    await services.background.start(Work(frame.owner, stored, job, answer))
+    return shown(stored, frame.owner, services, after=-1 if body.stream else None)
+
+
+async def _retried(
+    body: ResponsesRequest, owner: str, identity: Identity, services: Services
+) -> Response | None:
+    """Return what an earlier request with the same Idempotency-Key has begun."""
+    if not identity.digest:
+        return None
+    stored = await services.responses.find(owner, identity.reply_id)
+    if stored is None:
+        return None
+    if stored.digest != identity.digest:
+        raise IdempotencyConflictError("This Idempotency-Key was used with another request body.")
+    return shown(stored, owner, services, after=-1 if body.stream else None)
+
+
+def _head(body: ResponsesRequest, identity: Identity, services: Services) -> dict[str, object]:
+    store = services.responses.store.enabled and body.store is not False
+    return head_of(body, reply_id=identity.reply_id, created=int(time.time()), store=store)
+
+
+def _frame(body: ResponsesRequest, identity: Identity, owner: str, earlier: Earlier) -> Frame:
+    items = input_items(body, identity.reply_id)
+    return Frame(owner, identity.reply_id, items, earlier.chain, identity.digest)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
-from queueserve.api.schemas.values import by_type, of_type, only
+from queueserve.api.schemas.values import by_type, invalid, of_type, only
 
 MAX_TOOLS = 512
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -156,6 +156,9 @@ class Reasoning(Schema):
     summary: str | None = None
 
 
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
 class ResponsesRequest(GenerationRequest):
     """The body of a request."""
 
@@ -182,6 +185,9 @@ class ResponsesRequest(GenerationRequest):
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     include: list[str] | None = None
+    previous_response_id: Annotated[str, Field(max_length=128)] | None = None
+    store: bool | None = None
+    background: bool | None = None
 
     # Known, and refused where they would change the answer
     n: Annotated[Any, only(1)] = None
@@ -191,6 +197,10 @@ class ResponsesRequest(GenerationRequest):
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
     max_tool_calls: Annotated[Any, only()] = None
-    previous_response_id: Annotated[Any, only()] = None
-    background: Annotated[Any, only(False)] = None
-    store: bool | None = None
+
+    @field_validator("background")
+    @classmethod
+    def _is_stored(cls, value: bool | None, info: ValidationInfo) -> bool | None:  # noqa: FBT001 - pydantic's order
+        if value and info.data.get("store") is False:
+            raise invalid("What runs in the background must be stored")
+        return value

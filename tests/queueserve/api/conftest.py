@@ -129,7 +129,7 @@ class ByHand:
 
     @contextlib.asynccontextmanager
     async def plane(self, _settings):
-        yield SimpleNamespace(owner=self, directory=self)
+        yield SimpleNamespace(owner=self, directory=self, responses=SimpleNamespace(enabled=False))
 
     async def open(self, job):
         refusal = self.refusals.pop(0) if self.refusals else None

@@ -1,0 +1,146 @@
+"""The Responses that are kept: looked up, gone on from, and never left in progress for ever."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from queueserve.api.render_responses import failure_of
+from queueserve.api.schemas.responses import ITEMS, Item
+from queueserve.errors import (
+    InvalidRequestError,
+    QueueServeError,
+    RedisUnavailableError,
+    ResponseNotFoundError,
+    WorkerLostError,
+)
+from queueserve.queue.responses import UNENDED, ResponseStore, StoredResponse
+
+log = logging.getLogger(__name__)
+
+MAX_CHAIN = 1_000
+"""Responses that one may go on from, all in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a new response goes on from."""
+
+    chain: tuple[str, ...] = ()  # ids, the first one first
+    items: tuple[Item, ...] = ()  # their inputs and outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is stored around a Response: what its request brought."""
+
+    owner: str
+    id: str
+    items: list[dict[str, Any]]  # the input, as clients see it
+    chain: tuple[str, ...]
+    digest: str
+
+    def around(self, response: dict[str, Any], **background: Any) -> StoredResponse:
+        """Return the Response as it is stored."""
+        return StoredResponse(
+            id=self.id,
+            status=response["status"],
+            response=orjson.dumps(response).decode(),
+            input=orjson.dumps(self.items).decode(),
+            chain=self.chain,
+            digest=self.digest,
+            **background,
+        )
+
+
+def ended(response: dict[str, Any], status: str, error: QueueServeError | None) -> dict[str, str]:
+    """Return the fields of a stored Response that has ended in another way than it should."""
+    told = response | {"status": status, "error": error and failure_of(error)}
+    return {"status": status, "response": orjson.dumps(told).decode()}
+
+
+class Responses:
+    """The Responses of all tenants. Every method raises RedisUnavailableError."""
+
+    def __init__(self, store: ResponseStore) -> None:
+        self.store = store
+
+    async def get(self, owner: str, response: str) -> StoredResponse:
+        """Return a Response. Raises ResponseNotFoundError."""
+        stored = await self.find(owner, response)
+        if stored is None:
+            raise ResponseNotFoundError(f"There is no response with the id {response!r}.")
+        return stored
+
+    async def find(self, owner: str, response: str) -> StoredResponse | None:
+        """Return a Response; one whose API server has gone is failed from now on."""
+        stored = await self.store.get(owner, response)
+        if stored and stored.status in UNENDED and not await self.store.has_owner(stored):
+            gone = WorkerLostError("The API server that ran this response has gone.")
+            fields = ended(orjson.loads(stored.response), "failed", gone)
+            await self.store.write(owner, response, fields=fields)
+            stored = await self.store.get(owner, response)  # it may have ended at this moment
+        return stored
+
+    async def earlier(self, owner: str, previous: str | None) -> Earlier:
+        """Return what a response that goes on from `previous` builds on.
+
+        Raises InvalidRequestError, ResponseNotFoundError.
+        """
+        if previous is None:
+            return Earlier()
+        last = await self.get(owner, previous)
+        if last.status not in ("completed", "incomplete"):
+            raise InvalidRequestError(
+                f"The previous response is {last.status}.", param="previous_response_id"
+            )
+        chain = (*last.chain, last.id)
+        if len(chain) > MAX_CHAIN:
+            raise InvalidRequestError(
+                f"At most {MAX_CHAIN} responses can be gone on from.", param="previous_response_id"
+            )
+        found = [*await self.store.get_all(owner, last.chain), last] if last.chain else [last]
+        await self.store.touch(owner, chain)
+        items: list[Item] = []
+        for id_, one in zip(chain, found, strict=True):
+            if one is None:
+                raise ResponseNotFoundError(
+                    f"The response {id_!r}, which came before, is not kept any more.",
+                    param="previous_response_id",
+                )
+            output = orjson.loads(one.response)["output"]
+            items += ITEMS.validate_python(orjson.loads(one.input) + output)
+        return Earlier(chain, tuple(items))
+
+    async def keep(self, owner: str, stored: StoredResponse) -> bool:
+        """Store a Response that has ended; False, and a log entry, if that is not possible."""
+        try:
+            await self.store.create(owner, stored)
+        except (RedisUnavailableError, InvalidRequestError) as error:
+            log.warning("response %s could not be stored: %s", stored.id, error.message)
+            return False
+        return True
+
+
+def page(
+    items: Sequence[dict[str, Any]], *, after: str | None, limit: int, order: str
+) -> dict[str, Any]:
+    """Return a page of a list, as OpenAI's lists are. Raises InvalidRequestError."""
+    ordered = list(items if order == "asc" else reversed(items))
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, item in enumerate(ordered) if item["id"] == after), -1)
+        if start < 0:
+            raise InvalidRequestError(f"There is no item with the id {after!r}.", param="after")
+    data = ordered[start : start + limit]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": start + limit < len(ordered),
+    }
