@@ -29,6 +29,7 @@ from queueserve.options import (
 from queueserve.settings import ApiSettings, Cors
 
 if TYPE_CHECKING:
+    from queueserve.queue.orders import Order
     from queueserve.up import UpSettings
 
 _PORT = click.IntRange(0, 65535)
@@ -263,6 +264,45 @@ def dead(
         click.echo(letters.render_json(chosen))
     else:
         click.echo(letters.render_one(chosen[0]) if show else letters.render_table(chosen))
+
+
+_on_option = option("--on", required=True, metavar="WORKER", help="A worker, or its host-pid.")
+_within_option = option(
+    "--within", type=SECONDS, default=600.0, help="Seconds in which it must be done."
+)
+
+
+@main.command()
+@redis_options
+@_on_option
+@option("--model-names", type=NAMES, help="What clients call it, with commas.")
+@option("--engine", default="auto", help="What runs it: see queueserve-worker --help.")
+@_within_option
+@click.argument("model_path")
+def load(model_path: str, model_names: tuple[str, ...] | None, engine: str, **where: Any) -> None:
+    """Load one more model into a running worker process."""
+    from queueserve.queue.orders import Load
+
+    _order(Load(model_path, model_names or (), engine), **where)
+
+
+@main.command()
+@redis_options
+@_on_option
+@_within_option
+@click.argument("model")
+def unload(model: str, **where: Any) -> None:
+    """Take a model out of a running worker process, once what runs has ended."""
+    from queueserve.queue.orders import Unload
+
+    _order(Unload(model), **where)
+
+
+def _order(order: Order, *, redis_url: str | None, prefix: str, on: str, within: float) -> None:
+    from queueserve.queue.orders import give
+
+    url = redis_url or _DEFAULT.redis_url
+    click.echo(asyncio.run(give(url, prefix, on, order, within=within)))
 
 
 @main.command()

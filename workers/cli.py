@@ -24,6 +24,7 @@ from queueserve.options import (
 )
 
 if TYPE_CHECKING:
+    from queueserve.queue.orders import Load
     from workers.engines.weights import Bits
 
 CONFIGURATION_ERROR = os.EX_CONFIG
@@ -100,13 +101,14 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
     from queueserve import logs
 
     logs.configure(log_level, log_format)
+    settings["redis_url"] = settings["redis_url"] or "redis://127.0.0.1:6379/0"
     try:
         workers = _workers(**settings)
     except QueueServeError as error:
         _give_up(error)
     failure: BaseException | None = None
     try:
-        asyncio.run(_serve(workers))
+        asyncio.run(_serve(workers, settings))
     except* (EngineError, InvalidRequestError) as errors:
         failure = errors.exceptions[0]
     if failure is not None:  # not inside the block: a SystemExit would become part of a group
@@ -124,16 +126,15 @@ def _workers(
     model_names: Sequence[str],
     chat_template: str | None,
     engine: str,
-    redis_url: str | None,
+    redis_url: str,
     **settings: Any,
 ) -> list[Any]:
     paths: Sequence[str | None] = model_path or (None,)
     if model_names and len(model_names) != len(paths):
         raise InvalidRequestError("--model-names must be given once for every --model-path")
     names: Sequence[str] = model_names or ("",) * len(paths)
-    url = redis_url or "redis://127.0.0.1:6379/0"
     return [
-        _worker(path, called, chat_template, engine, url, **settings)
+        _worker(path, called, chat_template, engine, redis_url, **settings)
         for path, called in zip(paths, names, strict=True)
     ]
 
@@ -198,13 +199,20 @@ def _bits(*, load_8bit: bool, load_4bit: bool) -> Bits | None:
     return 4 if load_4bit else None
 
 
-async def _serve(workers: list[Any]) -> None:
+async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
+    from workers.host import Host
+
+    def make(order: Load) -> Any:
+        """Give a worker like those of the command line, for what an operator asks."""
+        names = ",".join(order.model_names)
+        asked = {"model_path": [order.model_path], "model_names": [names], "engine": order.engine}
+        return _workers(**settings | asked)[0]
+
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with asyncio.TaskGroup() as group:
-        for worker in workers:
-            group.create_task(worker.run(stop))
+    host = Host(workers, make, redis_url=settings["redis_url"], prefix=settings["prefix"])
+    await host.run(stop)
 
 
 if __name__ == "__main__":

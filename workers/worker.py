@@ -93,6 +93,8 @@ class Worker:
         self._runner: Runner | None = None
         self._consumer: Consumer | None = None
         self._draining = False
+        self.names = settings.model_names
+        self.joined = asyncio.Event()  # set once it is registered
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load, serve until `stop` is set, drain, close. Raises EngineError if it cannot load."""
@@ -190,6 +192,7 @@ class Worker:
         )
         await self._join(consumer)
         self._consumer = consumer
+        self.joined.set()
         log.info("%s serves %s", worker, ", ".join(self._settings.model_names))
         reaper = Reaper(
             self._functions, self._keys, heartbeat_timeout=self._settings.heartbeat_timeout

@@ -43,6 +43,10 @@ class Keys:
         """The keys of stored responses."""
         return StoredKeys(f"{self.prefix}{{stored}}")
 
+    def orders(self, process: str) -> str:
+        """Channel: what operators ask of a worker process."""
+        return f"{self.prefix}orders:{process}"
+
     def pool(self, pool: str) -> PoolKeys:
         """The keys of one pool."""
         return PoolKeys(f"{self.prefix}{{{pool}}}")

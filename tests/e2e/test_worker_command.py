@@ -44,3 +44,26 @@ def test_a_configuration_that_cannot_work_ends_with_its_reason(redis_url, argume
     assert ended.returncode == os.EX_CONFIG
     assert reason in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_model_is_loaded_into_a_running_worker_and_unloaded_by_commands(cluster):
+    cluster.worker()
+    (worker,) = cluster.workers()
+
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "queueserve.cli", *arguments, "--redis-url", cluster.redis_url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    loaded = command("load", "other", "--engine", "fake", "--on", worker)
+    assert "serves other" in loaded.stdout, loaded.stderr
+    assert len(cluster.workers("other")) == 1
+    unloaded = command("unload", "other", "--on", worker)
+    assert "has unloaded other" in unloaded.stdout, unloaded.stderr
+    assert cluster.workers("other") == set()
+    nobody = command("unload", "m", "--on", "box-7")
+    assert (nobody.returncode, "No worker process" in nobody.stderr) == (1, True)
