@@ -58,15 +58,22 @@ _model_options = options(
     option("--revision", help="The branch, tag or commit of a hub id."),
 )
 _engine_options = options(
-    option("--engine", default="auto", help="auto, llama_cpp, transformers or fake."),
+    option("--engine", default="auto", help="auto, llama_cpp, transformers, vllm or fake."),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
-    option("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (transformers)."),
+    option("--dtype", default="auto", help="auto, float32, bfloat16 or float16."),
     option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
     option("--load-8bit", is_flag=True, help="Quantise the weights to 8 bits (transformers)."),
     option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
     option("--max-gpu-memory", help="Of weights, as in 10GiB; the rest is offloaded."),
     option("--cpu-offloading", is_flag=True, help="Weights may wait in the machine's memory."),
+    option("--num-gpus", type=COUNT, help="GPUs that share the model (vllm: tensor parallel)."),
+    option(
+        "--lora-modules",
+        multiple=True,
+        metavar="NAME=DIRECTORY",
+        help="An adapter that clients call by its name (vllm); several for several.",
+    ),
     option("--threads", type=COUNT, help="Threads of the engine. Default: the engine's choice."),
     option(
         "--data-dir",
@@ -96,8 +103,12 @@ _queue_options = options(
 @redis_options
 @heartbeat_option
 @log_options
+@click.argument("engine_arguments", nargs=-1, type=click.UNPROCESSED)
 def main(log_level: str, log_format: Any, **settings: Any) -> None:
-    """Serve models from this machine. Joins at any time, leaves at any time (SIGTERM)."""
+    """Serve models from this machine. Joins at any time, leaves at any time (SIGTERM).
+
+    What follows -- goes to the engine, as in: --engine vllm -- --gpu-memory-utilization 0.8
+    """
     from queueserve import logs
 
     logs.configure(log_level, log_format)
@@ -116,8 +127,10 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
 
 
 def _give_up(error: BaseException) -> None:
+    from workers.engines.base import EngineDiedError
+
     click.echo(f"queueserve-worker: {error}", err=True)
-    sys.exit(CONFIGURATION_ERROR)
+    sys.exit(1 if isinstance(error, EngineDiedError) else CONFIGURATION_ERROR)
 
 
 def _workers(
@@ -158,6 +171,9 @@ def _worker(
     revision: str | None,
     threads: int | None,
     data_dir: Path | None,
+    num_gpus: int | None,
+    lora_modules: Sequence[str],
+    engine_arguments: tuple[str, ...],
     **settings: Any,
 ) -> Any:
     from workers.models import EngineOptions, make_engine, resolve
@@ -175,6 +191,9 @@ def _worker(
         revision=revision,
         threads=threads,
         data_dir=data_dir,
+        num_gpus=num_gpus,
+        adapters=tuple(map(_adapter, lora_modules)),
+        arguments=engine_arguments,
         tick=fake_tick,
     )
     names = tuple(name.strip() for name in called.split(",") if name.strip()) or (source.name,)
@@ -189,6 +208,13 @@ def _worker(
             **settings,
         ),
     )
+
+
+def _adapter(module: str) -> tuple[str, Path]:
+    name, is_given, directory = module.partition("=")
+    if not (name and is_given and Path(directory).is_dir()):
+        raise InvalidRequestError(f"--lora-modules wants NAME=DIRECTORY, not {module!r}")
+    return name, Path(directory)
 
 
 def _bits(*, load_8bit: bool, load_4bit: bool) -> Bits | None:
@@ -206,7 +232,8 @@ async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
         """Give a worker like those of the command line, for what an operator asks."""
         names = ",".join(order.model_names)
         asked = {"model_path": [order.model_path], "model_names": [names], "engine": order.engine}
-        return _workers(**settings | asked)[0]
+        others = {"lora_modules": (), "engine_arguments": ()}  # belong to another model
+        return _workers(**settings | asked | others)[0]
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,6 +55,9 @@ class EngineOptions:
     revision: str | None = None  # of a hub id
     threads: int | None = None
     data_dir: Path | None = None  # where converted weights are kept
+    num_gpus: int | None = None  # that share one model
+    adapters: tuple[tuple[str, Path], ...] = ()  # LoRA: names and directories
+    arguments: tuple[str, ...] = ()  # the engine's own, as on its command line
     tick: float = 0.02  # seconds a step of the fake engine takes
 
 
@@ -95,6 +99,22 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
     )
 
 
+def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.vllm import VllmEngine  # noqa: PLC0415
+
+    return VllmEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        revision=options.revision,
+        num_gpus=options.num_gpus,
+        adapters=options.adapters,
+        arguments=options.arguments,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An engine: how it is made, and what must be installed for it."""
@@ -102,12 +122,14 @@ class Adapter:
     make: Callable[[ModelSource, EngineOptions], Engine]
     modules: tuple[str, ...] = ()
     extra: str = ""
+    takes_arguments: bool = False
 
 
 ADAPTERS = {
     "fake": Adapter(_fake),
     "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
     "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
+    "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True),
 }
 
 
@@ -116,17 +138,24 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def has_cuda() -> bool:
+    """Return whether an NVIDIA GPU may be used here, without loading its driver."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def resolve(
     model_path: str | None = None,
     engine: str = "auto",
     *,
     installed: Callable[[str], bool] = is_installed,
+    cuda: Callable[[], bool] = has_cuda,
 ) -> ModelSource:
     """Return what `--model-path` and `--engine` mean.
 
     A model path is a GGUF file, a directory, a hub id, or "smollm2"; without one it is "smollm2",
     or nothing for the fake engine. "auto" is llama_cpp for a GGUF file (or a directory with one and
-    no config.json) and transformers for everything else. Raises EngineError with what to do.
+    no config.json); for everything else it is vllm where that is installed and there is a GPU for
+    it, and transformers elsewhere. Raises EngineError with what to do.
     """
     if engine != "auto" and engine not in ADAPTERS:
         known = ", ".join(ADAPTERS)
@@ -137,8 +166,8 @@ def resolve(
     path, name = _located(origin)
     is_gguf = path.endswith(".gguf")
     if engine == "auto":
-        # vllm's place: before transformers, where it and CUDA are there, once it has an adapter.
-        engine = "llama_cpp" if is_gguf else "transformers"
+        engine = "vllm" if installed("vllm") and cuda() else "transformers"
+        engine = "llama_cpp" if is_gguf else engine
     if engine == "llama_cpp" and not is_gguf:
         raise EngineError(f"llama_cpp runs GGUF files; {path} is none: try --engine transformers")
     adapter = ADAPTERS[engine]
@@ -151,8 +180,12 @@ def resolve(
 
 
 def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
-    """Return the engine, not started. Imports its adapter and no other."""
-    return ADAPTERS[source.engine].make(source, options)
+    """Return the engine, not started. Imports its adapter and no other. Raises EngineError."""
+    adapter = ADAPTERS[source.engine]
+    if options.arguments and not adapter.takes_arguments:
+        unknown = " ".join(options.arguments)
+        raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
+    return adapter.make(source, options)
 
 
 def _last_part(path: str) -> str:

@@ -278,7 +278,8 @@ class Runner:
     def _start(self, run: Run) -> None:
         self._runs[run.sequence_id] = run
         run.api = self._moved.get(run.id, run.api)
-        sampling = with_defaults(run.assignment.job, self._defaults)
+        job = run.assignment.job
+        sampling = with_defaults(job, self._defaults)
         room = self._engine.info.context_length - len(run.prompt)
         most = room if sampling.max_tokens is None else sampling.max_tokens
         if run.stopped or len(run.tokens) >= most:  # only the end itself was lost with the worker
@@ -291,7 +292,9 @@ class Runner:
                 prompt=run.prompt,
                 generated=tuple(run.tokens),
                 sampling=replace(sampling, max_tokens=most),
-                constraint=run.assignment.job.constraint,
+                constraint=job.constraint,
+                adapter=job.model if job.model in self._engine.info.adapters else None,
+                priority=job.priority,
             )
         )
 

@@ -27,7 +27,7 @@ from queueserve.queue.recovery import Reaper
 from queueserve.queue.replies import follow
 from queueserve.queue.tasks import end, run_together
 from workers.defaults import Defaults
-from workers.engines.base import Engine, Output
+from workers.engines.base import Engine, Fallible, Output
 from workers.marks import Marks
 from workers.prompting import Prompter
 from workers.runner import Runner
@@ -174,6 +174,8 @@ class Worker:
     async def _incarnations(self) -> None:
         while True:
             try:
+                if isinstance(self._engine, Fallible):
+                    await self._engine.back()
                 await self._incarnation()
             except _Gone:
                 log.warning("Redis has given away the jobs of this worker of %s", self._pool)
@@ -202,7 +204,23 @@ class Worker:
             self._control(consumer),
             self._beat(consumer),
             reaper.run(self._pool),
+            self._loss(),
         )
+        await self._leave(consumer)
+
+    async def _loss(self) -> None:
+        """Wait until the engine is lost. Raises EngineDiedError if it will not come back."""
+        if not isinstance(self._engine, Fallible):
+            await asyncio.Event().wait()  # no part of it can die alone
+            return
+        log.warning("%s cannot run for now: %s", self._pool, await self._engine.lost())
+
+    async def _leave(self, consumer: Consumer) -> None:
+        """Give everything back while the engine is lost."""
+        self._consumer = None
+        self.runner.drop_all()
+        with contextlib.suppress(RedisUnavailableError):  # then the registration expires
+            await consumer.drain(leave=True)
 
     async def _join(self, consumer: Consumer) -> None:
         """Register, and wait for a Redis that is not there yet."""
@@ -247,7 +265,7 @@ class Worker:
                 tool_parser=self._dialect.tools,
                 reasoning_parser=self._dialect.reasoning,
             )
-            for name in self._settings.model_names
+            for name in (*self._settings.model_names, *info.adapters)
         ]
 
     async def _claim(self, consumer: Consumer) -> None:

@@ -37,8 +37,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def found(path, engine="auto"):
-    source = resolve(path, engine, installed=everything)
+def found(path, engine="auto", *, cuda=nothing):
+    source = resolve(path, engine, installed=everything, cuda=lambda: cuda(""))
     return source.path, source.engine, source.name
 
 
@@ -58,6 +58,24 @@ def test_the_engine_and_the_name_of_a_model(place, path, engine, expected):
     source, *rest = found(path, engine)
     assert tuple(rest) == expected
     assert source == str(Path(path))
+
+
+def test_a_gpu_is_for_vllm_where_it_is_installed(place):
+    assert found("vicuna-7b-v1.5", cuda=everything)[1] == "vllm"
+    assert found("vicuna-7b-v1.5", "transformers", cuda=everything)[1] == "transformers"
+    assert found("Tiny-1B-Chat.Q4_K_M.gguf", cuda=everything)[1] == "llama_cpp"
+    without = resolve(
+        "vicuna-7b-v1.5",
+        installed=lambda module: module != "vllm",
+        cuda=lambda: True,
+    )
+    assert without.engine == "transformers"
+
+
+def test_an_engine_without_arguments_of_its_own_refuses_them():
+    source = resolve(None, "fake")
+    with pytest.raises(EngineError, match=r"fake engine takes no arguments.*--speed 9"):
+        make_engine(source, EngineOptions(arguments=("--speed", "9")))
 
 
 def test_a_directory_with_one_gguf_file_is_that_file(place):
@@ -103,7 +121,7 @@ def test_a_gguf_model_is_named_without_its_quantisation(tmp_path, file, name):
         ("/nowhere/at/all", "auto", "there is no file or directory /nowhere/at/all"),
         ("vicuna-7b-v1.5", "llama_cpp", "llama_cpp runs GGUF files.*--engine transformers"),
         ("lmsys/vicuna-7b-v1.5", "llama_cpp", "llama_cpp runs GGUF files"),
-        ("gpt2", "vllm", "no engine 'vllm': it has auto, fake, llama_cpp, transformers"),
+        ("gpt2", "sglang", "no engine 'sglang': it has auto, fake, llama_cpp, transformers, vllm"),
         ("gpt2", "nonsense", "no engine 'nonsense'"),
     ],
 )

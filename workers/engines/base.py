@@ -10,10 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
-from queueserve.errors import QueueServeError
-from queueserve.protocol import Constraint, FinishReason, JobKind, Sampling, TokenLogprob
+from queueserve.errors import EngineError, QueueServeError
+from queueserve.protocol import (
+    DEFAULT_CLASS,
+    Constraint,
+    FinishReason,
+    JobKind,
+    Sampling,
+    TokenLogprob,
+)
+
+
+class EngineDiedError(EngineError):
+    """The engine can run nothing any more; in a new process it may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +37,7 @@ class EngineInfo:
     context_length: int  # tokens of prompt and output together, for one sequence
     slots: int  # sequences it really runs at once
     tasks: tuple[JobKind, ...] = ("chat", "completion")  # the kinds of jobs it can run
+    adapters: tuple[str, ...] = ()  # model names beside the model's own: `Sequence.adapter`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,8 @@ class Sequence:
     generated: tuple[int, ...] = ()
     sampling: Sampling
     constraint: Constraint | None = None
+    adapter: str | None = None  # one of `EngineInfo.adapters`; None: the model itself
+    priority: int = DEFAULT_CLASS  # for an engine that must choose which sequence waits: 0 first
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +148,20 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop everything and give the memory back, within a bound. Idempotent."""
+
+
+@runtime_checkable
+class Fallible(Protocol):
+    """What an engine adds to `Engine` that can be lost while this process lives.
+
+    While it is lost it gives no outputs; its sequences go on elsewhere.
+    """
+
+    async def lost(self) -> str:
+        """Wait until it can run nothing, and return the reason.
+
+        Raises EngineDiedError, with the reason, if only a new process can help.
+        """
+
+    async def back(self) -> None:
+        """Wait until it can run sequences; at once while it can."""

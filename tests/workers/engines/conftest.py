@@ -49,7 +49,7 @@ class Run:
         self.calls.append(list(outputs))
         self._moved.set()
 
-    def add(self, prompt, generated=(), *, id=None, constraint=None, **sampling):  # noqa: A002
+    def add(self, prompt, generated=(), *, id=None, constraint=None, adapter=None, **sampling):  # noqa: A002
         name = id or f"sequence-{next(self._ids)}"
         own = Sampling(**({"temperature": 0.0} | sampling))
         self.engine.add(
@@ -59,6 +59,7 @@ class Run:
                 generated=tuple(generated),
                 sampling=own,
                 constraint=constraint,
+                adapter=adapter,
             )
         )
         return name
@@ -134,6 +135,53 @@ async def transformers_run(smollm2_gguf, converted_models):
         dtype="float32",
         cache_dir=converted_models,
     )
+    run = await Run(engine).start()
+    yield run
+    await engine.close()
+
+
+@pytest.fixture(scope="session")
+def loud_lora(tmp_path_factory):
+    """A LoRA adapter for SmolLM2 whose random weights surely change what it says."""
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    torch.manual_seed(3)
+    rank, width, layers = 4, 576, 30
+    weights = {}
+    for layer in range(layers):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        weights[f"{name}.lora_A.weight"] = torch.randn(rank, width)
+        weights[f"{name}.lora_B.weight"] = torch.randn(width, rank)
+    directory = tmp_path_factory.mktemp("loud")
+    save_file(weights, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_vllm(smollm2_gguf, converted_models):
+    """Makes engines that share two cores with other tests: little cache, nothing compiled."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    from workers.engines.vllm import VllmEngine  # noqa: PLC0415
+
+    def make(*arguments, **options):
+        return VllmEngine(
+            str(smollm2_gguf),
+            context_length=512,
+            arguments=("--enforce-eager", *arguments),
+            cache_dir=converted_models,
+            **options,
+        )
+
+    return make
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_run(make_vllm, loud_lora):
+    """SmolLM2 in float32 on vLLM, with an adapter beside it."""
+    engine = make_vllm(slots=8, dtype="float32", adapters=(("loud", loud_lora),))
     run = await Run(engine).start()
     yield run
     await engine.close()

@@ -1,0 +1,111 @@
+"""What the contract leaves open: vLLM's own ways. Runs where vLLM is: `make test-engines`."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from queueserve.errors import EngineError, WorkerLostError
+from queueserve.protocol import Constraint
+from workers.engines.base import EngineDiedError, Fallible
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+STORY = "Once upon a time there was a"
+
+
+@pytest.fixture
+async def story(vllm_run):
+    return await vllm_run.encode(STORY)
+
+
+async def test_a_step_is_one_call_however_many_sequences_run(vllm_run, story):
+    steps = vllm_run.engine.steps
+    before = len(vllm_run.calls)
+    names = [vllm_run.add(story, max_tokens=20, ignore_eos=True) for _ in range(8)]
+    for name in names:
+        await vllm_run.end(name)
+    calls = vllm_run.calls[before:]
+    assert len(calls) <= vllm_run.engine.steps - steps
+    whole = [call for call in calls if len(call) == len(names)]
+    assert len(whole) >= 15
+
+
+async def test_what_was_read_before_is_found_in_the_cache(vllm_run):
+    prompt = await vllm_run.encode(" The cat sat on the mat." * 40)
+    first = await vllm_run.generate(prompt, max_tokens=1, ignore_eos=True)
+    again = await vllm_run.generate(prompt, max_tokens=1, ignore_eos=True)
+    assert first.cached_tokens < again.cached_tokens
+    assert len(prompt) - 128 <= again.cached_tokens <= len(prompt)
+
+
+async def test_a_constrained_output_does_not_start_over_in_its_middle(vllm_run, story):
+    constraint = Constraint("choice", '["left","right"]')
+    given = await vllm_run.encode("le")
+    result = await vllm_run.generate(story, given, max_tokens=5, constraint=constraint)
+    assert isinstance(result.error, WorkerLostError)
+
+
+async def test_an_adapter_is_a_model_beside_the_model(vllm_run, story):
+    assert vllm_run.engine.info.adapters == ("loud",)
+    plain = await vllm_run.generate(story, max_tokens=8, ignore_eos=True)
+    loud = await vllm_run.generate(story, max_tokens=8, ignore_eos=True, adapter="loud")
+    again = await vllm_run.generate(story, max_tokens=8, ignore_eos=True)
+    assert loud.error is None
+    assert loud.tokens != plain.tokens
+    assert again.tokens == plain.tokens
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (("--no-such-argument", "1"), "no-such-argument"),
+        (("--gpu-memory-utilization", "7"), "vLLM cannot run"),
+    ],
+)
+async def test_its_own_arguments_reach_it(make_vllm, arguments, says):
+    engine = make_vllm(*arguments)
+    with pytest.raises(EngineError, match=says):
+        await engine.start(lambda _: None)
+    await engine.close()
+
+
+def engine_processes():
+    """The children of this process that are vLLM's."""
+    return [
+        int(directory.name)
+        for directory in Path("/proc").iterdir()
+        if directory.name.isdecimal() and is_engine_of(directory, os.getpid())
+    ]
+
+
+def is_engine_of(directory, parent):
+    try:
+        status = (directory / "stat").read_text()
+        name = (directory / "cmdline").read_bytes()
+    except OSError:
+        return False
+    return int(status.rpartition(")")[2].split()[1]) == parent and b"EngineCore" in name
+
+
+async def test_a_dead_engine_process_is_told_and_gives_nothing_more(make_vllm, make_run):
+    before = set(engine_processes())
+    run = await make_run(make_vllm(slots=2)).start()
+    engine = run.engine
+    assert isinstance(engine, Fallible)
+    await asyncio.wait_for(engine.back(), 1)
+    name = run.add(await run.encode(STORY), max_tokens=400, ignore_eos=True)
+    await run.until(lambda: len(run.tokens(name)) >= 3)
+    (pid,) = set(engine_processes()) - before
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineDiedError, match="ended"):
+        await asyncio.wait_for(engine.lost(), 30)
+    given = run.outputs(name)
+    run.add(await run.encode(STORY), max_tokens=3)
+    await asyncio.sleep(0.1)
+    assert not run.ended(name)  # its jobs go on elsewhere
+    assert run.outputs(name) == given
+    await engine.close()
