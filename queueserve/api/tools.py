@@ -20,7 +20,12 @@ from queueserve.protocol import Constraint, ModelCard
 MAX_BOUND_CALLS = 8
 """Calls that a bound answer may hold: a weak model would not come to an end."""
 
-_NOTHING = {"properties": {}, "additionalProperties": False}
+_NOTHING: dict[str, Any] = {"properties": {}}
+_VALUES = {"const", "default", "enum", "examples"}  # hold values, not schemas
+_SPEAKS_OF_OTHERS = {
+    *("additionalProperties", "patternProperties", "unevaluatedProperties"),
+    *("$ref", "allOf", "anyOf", "oneOf"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ def _choice(
 
 
 def _call_schema(function: Function, definitions: dict[str, Any]) -> dict[str, Any]:
-    parameters: Any = {"type": "object", **(function.parameters or _NOTHING)}
+    parameters = _closed({"type": "object", **(function.parameters or _NOTHING)})
     if _has_reference(parameters):  # its references are from its own root, which moves
         root = f"#/$defs/{function.name}"
         definitions[function.name] = _moved(parameters, root)
@@ -141,6 +146,22 @@ def _call_schema(function: Function, definitions: dict[str, Any]) -> dict[str, A
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _closed(schema: Any) -> Any:
+    """Return the schema for objects of the properties that it names, unless it speaks of others.
+
+    JSON Schema allows any other, and a weak model would take the liberty.
+    """
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: value if key in _VALUES else _closed(value) for key, value in schema.items()}
+    names_all = schema.get("type") == "object" and isinstance(schema.get("properties"), dict)
+    if names_all and not schema.keys() & _SPEAKS_OF_OTHERS:
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _has_reference(schema: Any) -> bool:

@@ -31,7 +31,6 @@ def tool(name: str, **fields) -> dict:
 
 WEATHER, ADD = tool("get_weather", description="Now"), tool("add", parameters=None)
 TOOLS = [WEATHER, ADD]
-NAMED = {"type": "function", "function": {"name": "add"}}
 CARD = ModelCard(
     name="m",
     pool="m",
@@ -42,8 +41,12 @@ CARD = ModelCard(
 )
 
 
+def named(name: str) -> dict:
+    return {"type": "function", "function": {"name": name}}
+
+
 def allowed(mode: str, *names: str) -> dict:
-    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    tools = [named(name) for name in names]
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
@@ -286,7 +289,7 @@ def test_a_bound_output_is_json_whatever_the_model_speaks():
 @pytest.mark.parametrize(
     "fields,expected,shown",
     [
-        ({"tool_choice": NAMED}, CALL_ADD, ["add"]),
+        ({"tool_choice": named("add")}, CALL_ADD, ["add"]),
         ({"tool_choice": "required", "parallel_tool_calls": False, "tools": [ADD]}, CALL_ADD, None),
         ({"tools": None, "functions": [WEATHER["function"]]}, None, None),
         (
@@ -318,6 +321,26 @@ def test_references_inside_the_parameters_are_moved_with_them():
     assert moved["properties"]["next"] == {"$ref": "#/$defs/go"}
     assert moved["properties"]["at"] == {"$ref": "#/$defs/go/$defs/P"}
     assert moved["$defs"] == {"P": {"type": "integer"}}
+
+
+def test_a_bound_call_has_the_parameters_that_are_named_and_no_others():
+    inner = {"type": "object", "properties": {"x": {"enum": [{"type": "object"}]}}}
+    properties = {"type": {"type": "string"}, "at": inner, "any": {"type": "object"}}
+    wanted = tool("go", parameters={"properties": properties})
+    made = schema(tools=[wanted], tool_choice=named("go"))["properties"]["arguments"]
+    no_more = {"additionalProperties": False}
+    assert made == {
+        "type": "object",
+        "properties": properties | {"at": inner | no_more},
+        **no_more,
+    }
+
+
+@pytest.mark.parametrize("others", [{"additionalProperties": True}, {"anyOf": [{}]}])
+def test_unless_the_schema_speaks_of_others(others):
+    parameters = {"type": "object", "properties": {}} | others
+    made = schema(tools=[tool("go", parameters=parameters)], tool_choice=named("go"))
+    assert made["properties"]["arguments"] == parameters
 
 
 CALLED = {
