@@ -9,6 +9,7 @@
 #   make serve ARGS="--workers 2 --port 8080"    any option of `queueserve up`
 #   make serve ENGINE=transformers TORCH=torch   your own choice of torch, for a GPU
 #   make test ARGS="-k status"                   any option of pytest
+#   make judge                                   LangChain's tests, beside llama.cpp's own server
 
 ENGINE ?= auto
 MODEL ?=
@@ -32,7 +33,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test check lock
+.PHONY: serve install test check lock judge
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -49,6 +50,17 @@ check: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+judge: .venv/.light .venv/.judges
+	$(BIN)/python judges/run_langchain.py --judge .venv/judges/bin/python $(ARGS)
+
+# The judges bring plugins for pytest, which the project's own tests must not meet.
+.venv/.judges: .venv/.base judges/requirements.txt
+	@echo "Installing the judges"
+	@$(BIN)/python -m venv .venv/judges
+	@.venv/judges/bin/python -m pip --disable-pip-version-check -qq install -c $(LOCK) \
+	  -r judges/requirements.txt
+	@touch $@
 
 .venv/.base:
 	@for python in $(PYTHON); do \
