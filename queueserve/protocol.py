@@ -7,7 +7,7 @@ that starts with its kind, so that `redis-cli SUBSCRIBE` reads well and a token 
     ["started",  job, epoch, seq, prompt_tokens, cached_tokens, prompt_hash, fingerprint, worker]
     ["delta",    job, epoch, seq, pos, text, [token, ...], [logprob, ...] | null]
     ["progress", job, epoch, seq, pos]
-    ["finished", job, epoch, seq, pos, text, finish_reason]
+    ["finished", job, epoch, seq, pos, text, finish_reason, stop | null]
     ["answered", job, epoch, [row, ...], prompt_tokens]
     ["failed",   job, epoch, code, message, param | null]
     ["orphaned", job, epoch]
@@ -184,6 +184,7 @@ class Finished:
     pos: int
     text: str
     finish_reason: FinishReason
+    stop: str | None = None  # the stop string that was hit, if one was
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +275,7 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
     "started": (str, int, int, int, int, str, str, str),
     "delta": (str, int, int, int, str, list, (list, type(None))),
     "progress": (str, int, int, int),
-    "finished": (str, int, int, int, str, str),
+    "finished": (str, int, int, int, str, str, (str, type(None))),
     "answered": (str, int, list, int),
     "failed": (str, int, str, str, (str, type(None))),
     "orphaned": (str, int),

@@ -138,11 +138,13 @@ class Run:
             text, self.stopped = self._stops.feed(self._detokenizer.flush())
             self._grow(text if self.stopped else text + self._stops.flush())
         why: FinishReason = "stop" if self.stopped else reason
-        return Finished(self.id, self.epoch, len(self.tokens), pos, self.text[pos:], why)
+        rest, stop = self.text[pos:], self._stops.hit
+        return Finished(self.id, self.epoch, len(self.tokens), pos, rest, why, stop)
 
     def result(self, reason: FinishReason) -> Result:
         """What is stored for a reader that missed the end."""
-        return Result(self.text, tuple(self.tokens), reason, len(self.prompt), self.cached_tokens)
+        tokens, prompt, stop = tuple(self.tokens), len(self.prompt), self._stops.hit
+        return Result(self.text, tokens, reason, prompt, self.cached_tokens, stop)
 
     @property
     def text(self) -> str:

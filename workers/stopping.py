@@ -56,6 +56,7 @@ class StopFilter:
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
+        self.hit: str | None = None  # the stop string that has ended the text
         self._stops = [_Stop(stop) for stop in dict.fromkeys(stops) if stop]
         self._held = ""  # a stop string, of which the first `_length` characters are held back
         self._length = 0
@@ -67,9 +68,12 @@ class StopFilter:
         """
         if not self._stops:
             return text, False
-        hits = [(end, -len(stop.text)) for stop in self._stops if (end := stop.feed(text))]
+        hits = [
+            (end, -len(stop.text), stop.text) for stop in self._stops if (end := stop.feed(text))
+        ]
         if hits:
-            return self._release(text, self._length + sum(min(hits))), True
+            end, minus, self.hit = min(hits)
+            return self._release(text, self._length + end + minus), True
         held = max(self._stops, key=_matched)
         out = self._release(text, self._length + len(text) - held.matched)
         self._held, self._length = held.text, held.matched

@@ -57,6 +57,11 @@ _RETRY_AFTER: Mapping[str, float] = {
     "worker_lost": _SOON,
 }
 
+_PARAMS: Mapping[str, Mapping[str | None, str]] = {
+    "/v1/responses": {"messages": "input", "response_format": "text"},
+}
+"""By path, what fields that jobs know are called there."""
+
 _HTTP_CODES: Mapping[int, str] = {
     404: "unknown_url",
     405: "method_not_allowed",
@@ -213,6 +218,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _on_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, QueueServeError)  # noqa: S101 - what it is registered for
+    names = _PARAMS.get(request.url.path, {})
+    error.param = names.get(error.param, error.param)
     response = domain_error_response(error)
     if response.status_code >= 500:  # noqa: PLR2004 - HTTP's own number
         log.warning("request %s: %s", request.state.request_id, error.message)

@@ -9,6 +9,7 @@ A failure after that has begun is an `error` event, and the last.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ from queueserve.api.errors import status_of
 from queueserve.api.generation import Batch
 from queueserve.api.parsers import Parser
 from queueserve.errors import QueueServeError
-from queueserve.protocol import Delta, Event, Finished, Started
+from queueserve.protocol import Answered, Delta, Event, Finished, Started
 
 _DELTAS = {
     "text": ("text_delta", "text"),
@@ -87,11 +88,14 @@ class Message:
     def stopped(self) -> dict[str, Any]:
         """Return why it has ended."""
         reason = "end_turn"
+        stop = self._finished.stop if self._finished else None
         if self._finished and self._finished.finish_reason == "length":
             reason = "max_tokens"
+        elif stop is not None:
+            reason = "stop_sequence"
         elif any(block.kind == "call" for block in self._blocks.all):
             reason = "tool_use"
-        return {"stop_reason": reason, "stop_sequence": None}
+        return {"stop_reason": reason, "stop_sequence": stop}
 
     def usage(self) -> dict[str, Any]:
         """Return the tokens so far; what came from the cache is not in input_tokens."""
@@ -120,6 +124,21 @@ class WholeMessage:
     def body(self) -> bytes:
         """Return the JSON of the Message, once its job has finished."""
         return orjson.dumps(self._message.body())
+
+
+@dataclass(slots=True)
+class TokenCount:
+    """How many tokens a prompt has."""
+
+    tokens: int = 0
+
+    def add(self, _index: int, answered: Answered) -> None:
+        """Take in the answer of the job."""
+        self.tokens += answered.prompt_tokens
+
+    def body(self) -> bytes:
+        """Return the JSON of the answer."""
+        return orjson.dumps({"input_tokens": self.tokens})
 
 
 def _event(kind: str, **members: Any) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -24,7 +25,7 @@ from queueserve.api.generation import Batch
 from queueserve.api.parsers import Parser
 from queueserve.api.sse import KEEP_ALIVE
 from queueserve.errors import CancelledJobError, QueueServeError
-from queueserve.protocol import Delta, Event, Finished, Started
+from queueserve.protocol import Answered, Delta, Event, Finished, Started
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "incomplete", "failed"]
 
@@ -180,6 +181,21 @@ class WholeResponse:
     def body(self) -> bytes:
         """Return the JSON of the Response, once its job has finished."""
         return orjson.dumps(self._answer.response())
+
+
+@dataclass(slots=True)
+class InputTokens:
+    """How many tokens a prompt has."""
+
+    tokens: int = 0
+
+    def add(self, _index: int, answered: Answered) -> None:
+        """Take in the answer of the job."""
+        self.tokens += answered.prompt_tokens
+
+    def body(self) -> bytes:
+        """Return the JSON of the answer."""
+        return orjson.dumps({"object": "response.input_tokens", "input_tokens": self.tokens})
 
 
 class ResponseEvents:

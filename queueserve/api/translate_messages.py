@@ -36,10 +36,15 @@ _NAMES = {
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
+def to_prompt(body: CountTokensRequest) -> ChatCompletionRequest:
+    """Return a chat request with this prompt. Raises RequestValidationError."""
+    return chat_request(_prompt_members(body), _NAMES)
+
+
 def to_chat(body: MessagesRequest) -> ChatCompletionRequest:
     """Return the chat request. Raises RequestValidationError."""
     return chat_request(
-        prompt_members(body)
+        _prompt_members(body)
         | {
             "stream": body.stream,
             "max_completion_tokens": body.max_tokens,
@@ -53,7 +58,7 @@ def to_chat(body: MessagesRequest) -> ChatCompletionRequest:
     )
 
 
-def prompt_members(body: CountTokensRequest) -> dict[str, Any]:
+def _prompt_members(body: CountTokensRequest) -> dict[str, Any]:
     """Return the members of the chat request that make the prompt."""
     conversation = Conversation()
     if body.system:

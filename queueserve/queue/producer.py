@@ -39,6 +39,7 @@ class Result:
     finish_reason: FinishReason
     prompt_tokens: int
     cached_tokens: int
+    stop: str | None = None  # the stop string that has ended the text
 
 
 @dataclass(frozen=True, slots=True)

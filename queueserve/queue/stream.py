@@ -245,9 +245,9 @@ class JobStream:
         if tokens := result.tokens[have:]:
             text = result.text[self.chars :]
             self._delta(Delta(self.job.id, epoch, have, self.chars, text, tokens))
-        rest = result.text[self.chars :]
+        rest, why, stop = result.text[self.chars :], result.finish_reason, result.stop
         return self._finish(
-            Finished(self.job.id, epoch, len(result.tokens), self.chars, rest, result.finish_reason)
+            Finished(self.job.id, epoch, len(result.tokens), self.chars, rest, why, stop)
         )
 
     def _diverged(self) -> None:

@@ -68,6 +68,8 @@ def test_what_goes_out_is_all_that_cannot_become_a_stop(stops, pieces):
         assert hit == naive(stops, seen)[1]
         if hit:
             assert sent == naive(stops, seen)[0]
+            assert stop_filter.hit in stops
+            assert seen[len(sent) :].startswith(stop_filter.hit)
             return
         assert sent == naive_free(stops, seen)
     assert sent + stop_filter.flush() == seen

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
 from queueserve.api.answers import Keep, StreamAnswer, WholeAnswer
 from queueserve.api.background import Work
+from queueserve.api.data import DataAnswer
 from queueserve.api.jobs import Identity, chat_jobs
-from queueserve.api.render_responses import Answer, ResponseEvents, WholeResponse
+from queueserve.api.render_responses import Answer, InputTokens, ResponseEvents, WholeResponse
 from queueserve.api.requests import JSONRoute, Services, ServicesOf
 from queueserve.api.routes.generate import identify
 from queueserve.api.routes.stored import owner_of, shown
@@ -18,7 +20,7 @@ from queueserve.api.stored import Earlier, Frame
 from queueserve.api.tools import parsing_of
 from queueserve.api.translate_responses import head_of, input_items, to_chat
 from queueserve.errors import IdempotencyConflictError, InvalidRequestError, QueueServeError
-from queueserve.protocol import Job
+from queueserve.protocol import Inputs, Job
 
 router = APIRouter(route_class=JSONRoute)
 
@@ -46,6 +48,19 @@ async def create_response(
     if body.background:
         return await _background(body, job, answer, frame, services)
     return _answer(body, job, answer, _keeping(answer, frame, services), services)
+
+
+@router.post("/responses/input_tokens", response_class=Response)
+async def count_input_tokens(
+    body: ResponsesRequest, request: Request, services: ServicesOf
+) -> Response:
+    """Tell how many tokens the prompt of such a request has, in the model's chat template."""
+    identity = await identify("tok-", body, request, services)
+    earlier = await services.responses.earlier(owner_of(request), body.previous_response_id)
+    card = await services.model(body.model, "chat")
+    (job,) = chat_jobs(to_chat(body, earlier.items), identity, card, services.settings)
+    count = replace(job, kind="tokenize", constraint=None, inputs=Inputs())
+    return DataAnswer(services.owner, [count], InputTokens())
 
 
 def _answer(

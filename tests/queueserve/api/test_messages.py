@@ -96,6 +96,7 @@ async def test_stop_sequences_end_the_text(claude):
     stop = whole[10:14]
     message = await claude.messages.create(messages=TURNS, stop_sequences=[stop], **GREEDY)
     assert text_of(message) == whole[: whole.index(stop)]
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", stop)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,10 @@ async def test_a_path_that_is_not_there_has_anthropics_shape_too(claude):
     with pytest.raises(anthropic.NotFoundError) as caught:
         await claude.messages.batches.retrieve("x")
     assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+async def test_tokens_are_counted_as_the_message_will_count_them(claude):
+    options = {"model": "m", "messages": TURNS, "system": "Be brief."}
+    counted = await claude.messages.count_tokens(**options)
+    usage = (await claude.messages.create(max_tokens=1, **options)).usage
+    assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens

@@ -164,4 +164,12 @@ async def test_what_cannot_be_done_is_a_400_that_names_the_field(api, bad, param
 async def test_too_long_a_prompt_is_a_400_before_any_byte_of_an_answer(api, stream):
     with pytest.raises(openai.BadRequestError) as caught:
         await api.client.responses.create(model="m", input="word " * 5000, stream=stream)
-    assert caught.value.code == "context_length_exceeded"
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
+async def test_tokens_are_counted_as_the_response_will_count_them(api):
+    options = {"model": "m", "input": INPUT, "instructions": "Be brief."}
+    counted = await api.client.responses.input_tokens.count(**options)
+    response = await api.client.responses.create(max_output_tokens=1, **options)
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens == response.usage.input_tokens
