@@ -325,6 +325,31 @@ def chat(
             say(talk, message)
 
 
+@main.command()
+@click.argument("url")
+@option("--model", help="The model's name.  [default: the first one]")
+@option("--concurrency", type=COUNT, default=16, help="Clients, or with --rate open requests.")
+@option("--requests", type=COUNT, help="How many in all.  [default: as --duration allows]")
+@option("--duration", type=SECONDS, help="Seconds in which requests begin.  [default: 10]")
+@option("--rate", type=SECONDS, help="Requests a second, whether others have ended or not.")
+@option("--prompt-tokens", type=COUNT, default=32, help="About: so many words.")
+@option("--max-tokens", type=COUNT, default=128, help="Tokens of every answer.")
+@option("--pause", type=SECONDS, help="Clients wait a random time up to this before they ask.")
+@option("--api-key", help="Sent as a bearer token.")
+@option("--stream/--no-stream", default=True, help="How answers come.")
+@option("--usage/--no-usage", default=True, help="Ask streams for the server's count of tokens.")
+@option("--json", "as_json", is_flag=True, help="For programs.")
+def bench(url: str, *, as_json: bool, **given: Any) -> None:
+    """Measure any OpenAI-compatible server under load."""
+    from queueserve.load.command import run
+    from queueserve.load.generator import Plan
+
+    if given["requests"] is None and given["duration"] is None:
+        given["duration"] = 10.0
+    given["pause"] = given["pause"] or 0.0
+    click.echo(run(Plan(url=url, **given), as_json=as_json))
+
+
 def _up_settings(given: dict[str, Any]) -> UpSettings:
     from queueserve.up import UpSettings
 
