@@ -1,0 +1,106 @@
+"""A stub worker for FastChat: its protocol and one token a tick, with nothing behind it.
+
+Runs in FastChat's environment, on uvicorn without a framework.
+
+    python bench/fastchat_worker.py --controller URL --port N --tick SECONDS
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+import requests
+import uvicorn
+from fastchat.conversation import get_conv_template
+
+STATUS = {"model_names": ["bench"], "speed": 1, "queue_length": 0}
+
+
+class Stub:
+    """The application. All streams step together; every token repeats all text, as theirs do."""
+
+    def __init__(self, tick: float) -> None:
+        self._tick = tick
+        self._step = asyncio.Event()
+        conversation = get_conv_template("one_shot")
+        conversation.sep_style = int(conversation.sep_style)
+        self._answers = {
+            "/worker_get_status": STATUS,
+            "/model_details": {"context_length": 1_000_000},
+            "/count_token": {"count": 10, "error_code": 0},
+            "/worker_get_conv_template": {"conv": vars(conversation)},
+        }
+
+    async def steps(self) -> None:
+        """Wake all streams, for ever."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + self._tick, loop.time())
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            step, self._step = self._step, asyncio.Event()
+            step.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/worker_generate_stream":
+            await self._generate(json.loads(body), send)
+        else:
+            await _send(send, json.dumps(self._answers.get(scope["path"], {})).encode())
+
+    async def _generate(self, request: dict[str, Any], send: Any) -> None:
+        text, count = "", int(request["max_new_tokens"])
+        for number in range(1, count + 1):
+            await self._step.wait()
+            text += " word"
+            usage = {"prompt_tokens": 10, "completion_tokens": number, "total_tokens": 10 + number}
+            reason = "length" if number == count else None
+            event = {"text": text, "error_code": 0, "usage": usage, "finish_reason": reason}
+            body = json.dumps(event).encode() + b"\0"
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await _send(send, b"")
+
+
+async def _send(send: Any, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Register, and serve until SIGTERM."""
+    address = f"http://127.0.0.1:{options.port}"
+    requests.post(
+        f"{options.controller}/register_worker",
+        json={
+            "worker_name": address,
+            "check_heart_beat": False,
+            "worker_status": STATUS,
+            "multimodal": False,
+        },
+        timeout=10,
+    ).raise_for_status()
+    app = Stub(options.tick)
+    stepping = asyncio.create_task(app.steps())
+    config = uvicorn.Config(app, port=options.port, log_config=None, lifespan="off", ws="none")
+    await uvicorn.Server(config).serve()
+    stepping.cancel()
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--controller", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--tick", type=float, default=0.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(parse()))

@@ -1,0 +1,82 @@
+"""`make bench`: chains and scenarios, the queue, memory; results to a file, tables to stdout.
+
+python bench/run.py [--scenarios S1,S3] [--chains bare,queueserve] [--rounds 1] [--quick 0.5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from chains import CHAINS, Launcher, MissingError
+from scenarios import SCENARIOS, measure
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def run_chain(name: str, scenario: str, quick: float) -> dict[str, Any]:
+    """Start a chain, measure one scenario, end the chain."""
+    plan = SCENARIOS[scenario]
+    with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
+        chain = CHAINS[name](launch, plan.tick, max(256, plan.clients))
+        return measure(chain, plan, quick=quick)
+
+
+def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
+    tokens, requests = max(1, report["tokens"]), max(1, report["requests"])
+    spent = sum(report["cpu"].values()) - report["engine_cpu"]
+    parts = " ".join(f"{role} {s * 1e6 / tokens:.1f}" for role, s in report["cpu"].items())
+    print(
+        f"{scenario} {name:12} {report['tokens_per_s']:9.0f} tokens/s"
+        f" {report['requests_per_s']:7.0f} req/s"
+        f" ttft {report['ttft_ms']['p50']:7.2f}/{report['ttft_ms']['p99']:7.2f}"
+        f" whole {report['whole_ms']['p50']:7.2f} gap99 {report['gap_ms']['p99']:6.1f}"
+        f" CPU {spent * 1e6 / tokens:6.1f} us/token ({parts}; engine"
+        f" {report['engine_cpu'] * 1e6 / tokens:.1f}; load {report['cpu_s'] * 1e6 / tokens:.1f})"
+        f" {spent * 1e6 / requests:6.0f} us/req failed {report['failed']}",
+        flush=True,
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    """Run and write."""
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python "
+        f"{platform.python_version()}",
+        "scenarios": {},
+        "left_out": {},
+    }
+    for scenario in options.scenarios.split(","):
+        for name in options.chains.split(","):
+            for _ in range(options.rounds):
+                try:
+                    report = run_chain(name, scenario, options.quick)
+                except (MissingError, RuntimeError, TimeoutError) as error:
+                    results["left_out"][name] = str(error)
+                    print(f"{scenario} {name:12} left out: {error}")
+                    break
+                results["scenarios"].setdefault(scenario, {}).setdefault(name, []).append(report)
+                _say(name, scenario, report)
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--chains", default=",".join(CHAINS))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--quick", type=float, default=1.0, help="a factor on all durations")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())
