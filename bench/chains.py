@@ -6,9 +6,9 @@ import contextlib
 import json
 import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
 import redis
@@ -48,7 +48,7 @@ class Launcher:
         self.scratch = scratch
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Launcher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +157,7 @@ def smg(launch: Launcher, tick: float, slots: int) -> Chain:
 
 
 def vllm_router(launch: Launcher, tick: float, slots: int) -> Chain:
-    """vLLM's router, in Rust."""
+    """The router of vLLM, in Rust."""
     return _before_bare(
         *(launch, tick, slots, "vllm-router", "vllm-router", "--worker-urls", "{bare}"),
         *("--port", "{port}", "--policy", "round_robin", "--prometheus-port", "{metrics}"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import uvloop
 from engine import BenchEngine
 
+from queueserve import garbage
 from workers.worker import Worker, WorkerSettings
 
 
@@ -26,6 +27,7 @@ async def main(options: argparse.Namespace) -> None:
         signal.SIGUSR1, lambda: options.own.write_text(f"{engine.own_seconds:.6f}")
     )
     settings = WorkerSettings(redis_url=options.redis_url, model_names=("bench",), grace=1.0)
+    garbage.settle()  # as the worker's command does
     await Worker(engine, settings).run(stop)
 
 

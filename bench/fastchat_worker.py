@@ -73,19 +73,16 @@ async def _send(send: Any, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def main(options: argparse.Namespace) -> None:
-    """Register, and serve until SIGTERM."""
-    address = f"http://127.0.0.1:{options.port}"
+def register(controller: str, address: str) -> None:
+    """Tell FastChat's controller of this worker."""
+    status = {"worker_status": STATUS, "check_heart_beat": False, "multimodal": False}
     requests.post(
-        f"{options.controller}/register_worker",
-        json={
-            "worker_name": address,
-            "check_heart_beat": False,
-            "worker_status": STATUS,
-            "multimodal": False,
-        },
-        timeout=10,
+        f"{controller}/register_worker", json={"worker_name": address, **status}, timeout=10
     ).raise_for_status()
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM."""
     app = Stub(options.tick)
     stepping = asyncio.create_task(app.steps())
     config = uvicorn.Config(app, port=options.port, log_config=None, lifespan="off", ws="none")
@@ -103,4 +100,6 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(parse()))
+    given = parse()
+    register(given.controller, f"http://127.0.0.1:{given.port}")
+    asyncio.run(main(given))

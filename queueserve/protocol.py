@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 
@@ -151,8 +151,7 @@ class Started:
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):  # made and read once per token: half the time of a frozen dataclass
     """New output. `text` may be empty while a character or a stop string is incomplete."""
 
     job: str
@@ -251,18 +250,11 @@ _TAGS = {kind: tag for tag, kind in _KINDS.items()}
 
 
 def _row(event: Event) -> list[Any]:
-    if type(event) is Delta:  # the one that counts: once per token
-        logprobs = event.logprobs and [[lp.logprob, lp.top] for lp in event.logprobs]
-        return [
-            "delta",
-            event.job,
-            event.epoch,
-            event.seq,
-            event.pos,
-            event.text,
-            event.tokens,
-            logprobs,
-        ]
+    if isinstance(event, Delta):
+        row: list[Any] = ["delta", *event]
+        if event.logprobs:
+            row[-1] = [[lp.logprob, lp.top] for lp in event.logprobs]
+        return row
     return [_TAGS[type(event)], *(getattr(event, part.name) for part in fields(event))]
 
 
@@ -273,7 +265,6 @@ def encode_events(events: Iterable[Event]) -> bytes:
 
 _SHAPES: dict[str, tuple[Any, ...]] = {
     "started": (str, int, int, int, int, str, str, str),
-    "delta": (str, int, int, int, str, list, (list, type(None))),
     "progress": (str, int, int, int),
     "finished": (str, int, int, int, str, str, (str, type(None))),
     "answered": (str, int, list, int),
@@ -284,18 +275,27 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
 
 def _event(row: Sequence[Any]) -> Event:
     tag, *rest = row
+    if tag == "delta":
+        return _delta(rest)
     if not all(map(isinstance, rest, _SHAPES[tag])):
         raise TypeError(f"a field of {tag!r} has the wrong type")
-    if tag == "delta":
-        job, epoch, seq, pos, text, tokens, logprobs = rest
-        pairs = logprobs and tuple(
-            TokenLogprob(own, tuple((token, lp) for token, lp in top)) for own, top in logprobs
-        )
-        return Delta(job, epoch, seq, pos, text, tuple(tokens), pairs or None)
     if tag == "answered":
         job, epoch, rows, prompt_tokens = rest
         return Answered(job, epoch, tuple(rows), prompt_tokens)
     return _KINDS[tag](*rest)
+
+
+def _delta(values: Sequence[Any]) -> Delta:
+    job, epoch, seq, pos, text, tokens, logprobs = values
+    # What orjson gives has exactly these types; asked for one by one, as it is once per token.
+    numbers = type(epoch) is type(seq) is type(pos) is int
+    if not (numbers and type(job) is type(text) is str and type(tokens) is list):
+        raise TypeError("a field of 'delta' has the wrong type")
+    if logprobs:
+        logprobs = tuple(
+            TokenLogprob(own, tuple((token, lp) for token, lp in top)) for own, top in logprobs
+        )
+    return Delta(job, epoch, seq, pos, text, tuple(tokens), logprobs or None)
 
 
 def decode_events(message: bytes) -> list[Event]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import uvloop
 
 from queueserve import __version__
 from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
@@ -119,7 +120,7 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
         _give_up(error)
     failure: BaseException | None = None
     try:
-        asyncio.run(_serve(workers, settings))
+        uvloop.run(_serve(workers, settings))
     except* (EngineError, InvalidRequestError) as errors:
         failure = errors.exceptions[0]
     if failure is not None:  # not inside the block: a SystemExit would become part of a group
@@ -226,6 +227,7 @@ def _bits(*, load_8bit: bool, load_4bit: bool) -> Bits | None:
 
 
 async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
+    from queueserve import garbage
     from workers.host import Host
 
     def make(order: Load) -> Any:
@@ -235,6 +237,7 @@ async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
         others = {"lora_modules": (), "engine_arguments": ()}  # belong to another model
         return _workers(**settings | asked | others)[0]
 
+    garbage.settle()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

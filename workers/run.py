@@ -36,6 +36,10 @@ class Run:
         opening: str = "",  # of the prompt, and to be seen in front of the output
     ) -> None:
         self.assignment = assignment
+        self.id = assignment.job.id
+        self.epoch = assignment.epoch  # the fence that everything this run says must carry
+        # The engine's name for it: a job may come back to this worker under a later epoch.
+        self.sequence_id = f"{self.id}:{self.epoch}"
         self.consumer = consumer
         self.api = assignment.api
         self.prompt = prompt
@@ -56,30 +60,19 @@ class Run:
         free = job.constraint is None and not job.continue_final_message
         self._at_start = job.kind == "chat" and free
 
-    @property
-    def id(self) -> str:
-        """The job's id."""
-        return self.assignment.job.id
-
-    @property
-    def epoch(self) -> int:
-        """The fence that everything this run says must carry."""
-        return self.assignment.epoch
-
-    @property
-    def sequence_id(self) -> str:
-        """The engine's name for it: a job may come back to this worker under a later epoch."""
-        return f"{self.id}:{self.epoch}"
-
     def feed(self, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] | None) -> None:
         """Take new output tokens in, up to a stop string."""
         for at, token in enumerate(tokens):
-            text, self.stopped = self._stops.feed(self._opened(self._detokenizer.feed(token)))
+            text = self._detokenizer.feed(token)
+            if self._at_start:
+                text = self._opened(text)
+            text, self.stopped = self._stops.feed(text)
+            if self._opening:
+                text, self._opening = self._opening + text, ""
             self.tokens.append(token)
             if logprobs:
                 self._logprobs.append(logprobs[at])
-            self._grow(self._opening + text)
-            self._opening = ""
+            self._grow(text)
             self._ends.append(self.chars)
             if self.stopped:
                 return
@@ -155,10 +148,9 @@ class Run:
 
     def _opened(self, text: str) -> str:
         """`text` without the space that SentencePiece puts before an answer's first word."""
-        if self._at_start and text:
+        if text:
             self._at_start = False
-            return text.removeprefix(" ")
-        return text
+        return text.removeprefix(" ")
 
     def _grow(self, text: str) -> None:
         if text:

@@ -63,6 +63,7 @@ class Runner:
         self._interval = stream_interval
         self._answerer = Answerer(engine, prompter, truncate=truncate)
         self._answering: dict[str, asyncio.Task[None]] = {}  # by job: those that answer with data
+        self._producing = 0
         self._runs: dict[str, Run] = {}  # by sequence id: on the engine
         self._held: dict[str, int] = {}  # job → epoch: being prepared, or on the engine
         self._moved: dict[str, str] = {}  # job → the API server that reads it now, if it has moved
@@ -123,7 +124,7 @@ class Runner:
         self._release(job)
         if run := self._runs.pop(f"{job}:{epoch}", None):
             self._engine.abort(run.sequence_id)
-            self.meter.running(self._started_runs())
+            self._count(-run.started)
 
     def resync(self, job: str, seq: int, api: str) -> None:
         """Publish a job's events again from token `seq` on, to the API server that reads it now."""
@@ -173,7 +174,7 @@ class Runner:
         else:
             run.started = True
             self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
-            self.meter.running(self._started_runs())
+            self._count(1)
         run.feed(output.tokens, output.logprobs)
         ended = run.stopped or output.finish is not None
         if delta := run.delta(at_least=1 if ended else self._interval):
@@ -216,16 +217,18 @@ class Runner:
             self._idle.set()
 
     def _remove(self, run: Run) -> None:
-        self._runs.pop(run.sequence_id, None)
-        self.meter.running(self._started_runs())
+        if self._runs.pop(run.sequence_id, None):
+            self._count(-run.started)
 
     def acknowledged(self, end: Finish) -> None:
         """Redis has taken a finish; forget it some time later."""
         until = time.monotonic() + _REMEMBER
         self._finished[end.job, end.epoch] = (end, until)
 
-    def _started_runs(self) -> int:
-        return sum(run.started for run in self._runs.values())
+    def _count(self, change: int) -> None:
+        """Keep count of the runs that produce tokens."""
+        self._producing += change
+        self.meter.running(self._producing)
 
     # Before the engine
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from queueserve.api.disconnect import Client, ServerClosingError
 from queueserve.api.generation import Batch, Reader, beginning, opened
+from queueserve.api.relay import Relay
 from queueserve.api.sse import EventStream
 from queueserve.errors import QueueServeError, RedisUnavailableError
 from queueserve.protocol import Job
@@ -137,21 +138,21 @@ class StreamAnswer(Response):
                     await stream.write(events.render(batch))
                     await _relay(reader, events, stream)
                     await self._keep(None)
-                    await stream.write(events.end())
+                    last = events.end()
                 except QueueServeError as error:
-                    await self._fail(stream, error)
+                    last = await self._failure(error)
                 except asyncio.CancelledError:
                     if client.gone:
                         raise
-                    await self._fail(stream, ServerClosingError("The server is shutting down."))
+                    last = await self._failure(ServerClosingError("The server is shutting down."))
                 except Exception:
                     log.exception("a stream failed")
-                    await self._fail(stream, QueueServeError("The server failed."))
-        await stream.end()
+                    last = await self._failure(QueueServeError("The server failed."))
+        await stream.end(last)
 
-    async def _fail(self, stream: EventStream, error: QueueServeError) -> None:
+    async def _failure(self, error: QueueServeError) -> bytes:
         await self._keep(error)
-        await stream.write(self._events.failure(error))
+        return self._events.failure(error)
 
     async def _told(self, reader: Reader, stream: EventStream) -> Batch:
         """Tell the client where it stands until there is something to read."""
@@ -174,6 +175,9 @@ def _comment(place: Place) -> bytes:
 
 
 async def _relay(reader: Reader, events: Stream, stream: EventStream) -> None:
+    if reader.only is not None:
+        await Relay(reader.only, events.render, stream).run()
+        return
     while batch := await reader.read():
         if frames := events.render(batch):
             await stream.write(frames)

@@ -31,22 +31,20 @@ class Client:
         has begun an answer can end it properly. Raises what `work` raises, or ServerClosingError.
         `work` must send the end of its answer last: a client may disconnect once it has it.
         """
-        working = asyncio.create_task(work)
-        watching = asyncio.create_task(self._disconnected())
-        closing = False
+        working = asyncio.current_task()
+        assert working is not None  # noqa: S101 - we run in it
+        watching = asyncio.create_task(self._disconnected(working))
         try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            await work
         except asyncio.CancelledError:
-            closing = True
-        self.gone = watching.done()
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.wait((working, watching))
-        if not working.cancelled():
-            working.result()
-        elif closing:
-            raise ServerClosingError("The server is shutting down.")
+            if not self.gone:
+                raise ServerClosingError("The server is shutting down.") from None
+            working.uncancel()
+        finally:
+            watching.cancel()
 
-    async def _disconnected(self) -> None:
+    async def _disconnected(self, working: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self.gone = True
+        working.cancel()

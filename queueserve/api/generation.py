@@ -24,6 +24,10 @@ class Reader(Protocol):
     def position(self) -> int:
         """The last job's place in the queue when they were submitted; 0: none had to wait."""
 
+    @property
+    def only(self) -> JobStream | None:
+        """The stream of the only job; None if there are several."""
+
     async def read(self) -> Batch:
         """Return all that has come since the last call, at least one; empty at the end.
 
@@ -35,15 +39,15 @@ class _One:
     """The reader of a single job: nothing between it and its stream."""
 
     def __init__(self, stream: JobStream) -> None:
-        self._stream = stream
+        self.only = stream
 
     @property
     def position(self) -> int:
-        return self._stream.position
+        return self.only.position
 
     async def read(self) -> Batch:
         try:
-            return [(0, await anext(self._stream))]
+            return [(0, await anext(self.only))]
         except StopAsyncIteration:
             return []
 
@@ -54,6 +58,8 @@ class _Many:
     The line is as long as there are jobs, and first come first served, so no job starves another
     and a slow reader holds the tasks back.
     """
+
+    only = None
 
     def __init__(self, streams: Sequence[JobStream]) -> None:
         self._streams = streams
@@ -112,15 +118,18 @@ async def opened(owner: Owner, jobs: Sequence[Job]) -> AsyncIterator[Reader]:
 
     Raises what Owner.open raises if any of them cannot be opened.
     """
+    if len(jobs) == 1:
+        stream = await owner.open(jobs[0])
+        try:
+            yield _One(stream)
+        finally:
+            await stream.aclose()
+        return
     opening = [asyncio.create_task(owner.open(job)) for job in jobs]
     try:
         await asyncio.wait(opening)
-        streams = [task.result() for task in opening]
-        if len(streams) == 1:
-            yield _One(streams[0])
-        else:
-            async with _Many(streams) as reader:
-                yield reader
+        async with _Many([task.result() for task in opening]) as reader:
+            yield reader
     finally:
         # Shielded: a client that leaves at this very moment must not keep them open.
         await asyncio.shield(_close(opening))

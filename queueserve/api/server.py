@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from queueserve import garbage
 from queueserve.api.app import create_app
 from queueserve.settings import ApiSettings
 
@@ -63,4 +64,6 @@ def run(settings: ApiSettings) -> None:
 
     Exits with status 3 if it cannot start, after logging why.
     """
-    _Server(config(create_app(settings), settings)).run()
+    server = _Server(config(create_app(settings), settings))
+    garbage.settle()
+    server.run()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self
 
 from starlette.types import Send
 
 from queueserve.api.errors import domain_error_body
+from queueserve.api.stepping import begin, finish
 from queueserve.errors import QueueServeError
+
+log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -51,35 +55,63 @@ class EventStream:
         self._headers = [*_HEADERS, *headers]
         self._interval = interval
         self._comment = keep_alive
-        self._written = time.monotonic()
-        self._writing = False
+        self._loop = asyncio.get_running_loop()
+        self._written = self._loop.time()
+        self._behind: asyncio.Task[None] | None = None  # a write that waits for the client
 
     async def __aenter__(self) -> Self:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        self._beating = asyncio.create_task(self._keep_alive())
+        self._beat = self._loop.call_later(self._interval, self._keep_alive)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._beating.cancel()
-        await asyncio.wait((self._beating,))
+        self._beat.cancel()
+        if self._behind is not None:
+            self._behind.cancel()
+            await asyncio.wait((self._behind,))
 
     async def write(self, frames: bytes) -> None:
         """Send whole frames, in one write. Waits while the client reads too slowly."""
-        self._writing = True
-        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
-        self._writing = False
-        self._written = time.monotonic()
+        if self._behind is not None:
+            await asyncio.shield(self._behind)
+        if self.push(frames) and self._behind is not None:
+            await asyncio.shield(self._behind)
 
-    async def end(self) -> None:
-        """Send the end of the answer."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+    @property
+    def busy(self) -> bool:
+        """Whether the client is behind: what was pushed last has not been taken."""
+        return self._behind is not None
 
-    async def _keep_alive(self) -> None:
-        while True:
-            silence = time.monotonic() - self._written
-            if silence < self._interval:
-                await asyncio.sleep(self._interval - silence)
-                continue
-            self._written = time.monotonic()
-            if not self._writing:
-                await self.write(self._comment)
+    def push(self, frames: bytes, *, caught_up: Callable[[], None] | None = None) -> bool:
+        """Send whole frames in one write, without waiting; must not be `busy`.
+
+        If the client is behind, `caught_up` is called once it has taken them.
+        """
+        sending = self._send({"type": "http.response.body", "body": frames, "more_body": True})
+        waiting = begin(sending)
+        self._written = self._loop.time()
+        if waiting is None:
+            return False
+        self._behind = asyncio.create_task(finish(sending, waiting))
+        self._behind.add_done_callback(partial(self._caught_up, caught_up))
+        return True
+
+    def _caught_up(self, then: Callable[[], None] | None, task: asyncio.Task[None]) -> None:
+        self._behind = None
+        self._written = self._loop.time()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a write failed", exc_info=error)
+        if then is not None and not task.cancelled():
+            then()
+
+    async def end(self, frames: bytes) -> None:
+        """Send the last frames and the end of the answer."""
+        await self._send({"type": "http.response.body", "body": frames, "more_body": False})
+
+    def _keep_alive(self) -> None:
+        silence = self._loop.time() - self._written
+        if silence >= self._interval:
+            silence = 0.0
+            if not self.busy:
+                self.push(self._comment)
+        self._beat = self._loop.call_later(self._interval - silence, self._keep_alive)

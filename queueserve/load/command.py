@@ -51,12 +51,11 @@ def run(plan: Plan, *, as_json: bool) -> str:
     gc.enable()
     numbers = summary(load)
     if not numbers["requests"]:
-        raise LoadError(f"no request was answered: {next(iter(numbers['errors']), 'none was made')}")
+        why = next(iter(numbers["errors"]), "none was made")
+        raise LoadError(f"no request was answered: {why}")
     numbers["cpu_s"] = time.process_time()
     return orjson.dumps(numbers).decode() if as_json else render(numbers)
 
 
 def _bar(length: int, *, hidden: bool) -> AbstractContextManager[Any]:
     return click.progressbar(length=length, hidden=hidden, file=sys.stderr)
-
-

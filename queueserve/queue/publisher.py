@@ -54,7 +54,10 @@ class Publisher:
 
     def publish(self, api: str, event: Event) -> None:
         """Send `event` to an API server with the next message."""
-        self._events.setdefault(api, []).append(event)
+        if batch := self._events.get(api):
+            batch.append(event)
+            return
+        self._events[api] = [event]
         self._empty.clear()
         self._wake.set()
 

@@ -64,20 +64,30 @@ class JobStream:
         self._unproven: list[Event] = []  # of an epoch that Redis has not confirmed yet
         self._error: QueueServeError | None = None
         self._wake = asyncio.Event()
+        self._watcher: Callable[[], None] | None = None
         self._close = close
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Event]:
-        while not self._ready:
+    def watch(self, ready: Callable[[], None]) -> None:
+        """Call `ready` from now on when there is something to `take`, instead of iterating."""
+        self._watcher = ready
+
+    def take(self) -> list[Event]:
+        """What is there, without waiting. With nothing left, raises as iteration would."""
+        if not self._ready:
             if self._error:
                 raise self._error
             if self.ended:
                 raise StopAsyncIteration
+        batch, self._ready = self._ready, []
+        return batch
+
+    async def __anext__(self) -> list[Event]:
+        while not (batch := self.take()):
             self._wake.clear()
             await self._wake.wait()
-        batch, self._ready = self._ready, []
         return batch
 
     async def aclose(self) -> None:
@@ -167,11 +177,17 @@ class JobStream:
         if not self.ended:
             self.ended = True
             self._error = error
-            self._wake.set()
+            self._tell()
 
     def _give(self, event: Event) -> None:
         self._ready.append(event)
-        self._wake.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._watcher is None:
+            self._wake.set()
+        else:
+            self._watcher()
 
     def _begin(self, event: Started) -> Need:
         self._begun = event.epoch
@@ -199,8 +215,7 @@ class JobStream:
                 return Need.NOTHING
             if skip >= len(event.tokens):
                 return Need.NOTHING
-            event = replace(
-                event,
+            event = event._replace(
                 seq=have,
                 pos=self.chars,
                 tokens=event.tokens[skip:],
