@@ -104,7 +104,7 @@ class EventStream:
         if then is not None and not task.cancelled():
             then()
 
-    async def end(self, frames: bytes) -> None:
+    async def end(self, frames: bytes = b"") -> None:
         """Send the last frames and the end of the answer."""
         await self._send({"type": "http.response.body", "body": frames, "more_body": False})
 
