@@ -35,6 +35,12 @@ async def closed(_stream):
     pass
 
 
+def running() -> JobStream:
+    stream = JobStream(Job(id="j", pool="p", model="m", kind="completion"), closed)
+    stream.placed("running", 1, "w")
+    return stream
+
+
 def render(batch):
     texts = [getattr(event, "text", "") for _, events in batch for event in events]
     return "|".join(texts).encode()
@@ -42,7 +48,7 @@ def render(batch):
 
 @pytest.fixture
 async def job(client):
-    stream = JobStream(Job(id="j", pool="p", model="m", kind="completion"), closed)
+    stream = running()
     async with EventStream(client.send, interval=60) as out:
         yield stream, asyncio.create_task(Relay(stream, render, out).run())
 
@@ -102,7 +108,7 @@ async def test_a_failed_job_ends_it_after_what_had_come(client, job):
 
 
 async def test_what_a_renderer_raises_is_seen(client):
-    stream = JobStream(Job(id="j", pool="p", model="m", kind="completion"), closed)
+    stream = running()
     async with EventStream(client.send, interval=60) as out:
         over = asyncio.create_task(Relay(stream, lambda _: 1 / 0, out).run())
         stream.accept(Started("j", 1, 0, 1, 0, "h", "f", "w"))
