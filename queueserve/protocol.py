@@ -4,7 +4,8 @@ A `Job` goes from an API server through Redis to a worker as one JSON object. `E
 over the API server's reply channel; one message is a JSON array of events, and an event is an array
 that starts with its kind, so that `redis-cli SUBSCRIBE` reads well and a token costs few bytes.
 
-    ["started",  job, epoch, seq, prompt_tokens, cached_tokens, prompt_hash, fingerprint, worker]
+    ["started",  job, epoch, seq, prompt_tokens, cached_tokens, prompt_hash, fingerprint, worker,
+                 prompt | null]
     ["delta",    job, epoch, seq, pos, text, [token, ...], [logprob, ...] | null]
     ["progress", job, epoch, seq, pos]
     ["finished", job, epoch, seq, pos, text, finish_reason, stop | null]
@@ -60,6 +61,7 @@ class Sampling:
     logprobs: int | None = (
         None  # alternatives per token; None: no logprobs, 0: the token's own only
     )
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Job:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
     add_generation_prompt: bool = True  # False: the model may go on as whom it likes
+    show_prompt: bool = False  # the started event tells what the prompt has become
     tenant: str = "default"
     priority: int = DEFAULT_CLASS
     cost: int = 1  # estimated tokens, for fair queueing
@@ -135,6 +138,16 @@ class TokenLogprob:
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+    pieces: tuple[bytes, ...] = ()  # of the token and of those in `top`; the worker adds them
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a prompt has become, for a reader that shows it (`Job.show_prompt`)."""
+
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]  # one per token
+    logprobs: tuple[TokenLogprob | None, ...] | None = None  # one per token; the first has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,7 @@ class Started:
     prompt_hash: str
     fingerprint: str
     worker: str
+    prompt: Prompt | None = None
 
 
 class Delta(NamedTuple):  # made and read once per token: half the time of a frozen dataclass
@@ -253,9 +267,42 @@ def _row(event: Event) -> list[Any]:
     if isinstance(event, Delta):
         row: list[Any] = ["delta", *event]
         if event.logprobs:
-            row[-1] = [[lp.logprob, lp.top] for lp in event.logprobs]
+            row[-1] = [*map(_logprob_row, event.logprobs)]
         return row
-    return [_TAGS[type(event)], *(getattr(event, part.name) for part in fields(event))]
+    row = [_TAGS[type(event)], *(getattr(event, part.name) for part in fields(event))]
+    if isinstance(event, Started) and event.prompt is not None:
+        row[-1] = _prompt_row(event.prompt)
+    return row
+
+
+def _texts(pieces: Iterable[bytes]) -> list[str]:
+    return [piece.decode("latin-1") for piece in pieces]  # JSON has no bytes
+
+
+def _bytes(texts: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(text.encode("latin-1") for text in texts)
+
+
+def _logprob_row(one: TokenLogprob) -> list[Any]:
+    return [one.logprob, one.top, _texts(one.pieces)]
+
+
+def _logprob(row: Sequence[Any]) -> TokenLogprob:
+    own, top, *pieces = row
+    return TokenLogprob(own, tuple((token, lp) for token, lp in top), _bytes(*pieces or ((),)))
+
+
+def _prompt_row(prompt: Prompt) -> list[Any]:
+    logprobs = prompt.logprobs and [one and _logprob_row(one) for one in prompt.logprobs]
+    return [prompt.tokens, _texts(prompt.pieces), logprobs]
+
+
+def _prompt(row: Sequence[Any] | None) -> Prompt | None:
+    if row is None:
+        return None
+    tokens, pieces, logprobs = row
+    told = logprobs and tuple(one and _logprob(one) for one in logprobs)
+    return Prompt(tuple(tokens), _bytes(pieces), told)
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
@@ -279,6 +326,9 @@ def _event(row: Sequence[Any]) -> Event:
         return _delta(rest)
     if not all(map(isinstance, rest, _SHAPES[tag])):
         raise TypeError(f"a field of {tag!r} has the wrong type")
+    if tag == "started":
+        *head, prompt = rest if len(rest) > len(_SHAPES[tag]) else (*rest, None)
+        return Started(*[*head, _prompt(prompt)])
     if tag == "answered":
         job, epoch, rows, prompt_tokens = rest
         return Answered(job, epoch, tuple(rows), prompt_tokens)
@@ -292,9 +342,7 @@ def _delta(values: Sequence[Any]) -> Delta:
     if not (numbers and type(job) is type(text) is str and type(tokens) is list):
         raise TypeError("a field of 'delta' has the wrong type")
     if logprobs:
-        logprobs = tuple(
-            TokenLogprob(own, tuple((token, lp) for token, lp in top)) for own, top in logprobs
-        )
+        logprobs = tuple(map(_logprob, logprobs))
     return Delta(job, epoch, seq, pos, text, tuple(tokens), logprobs or None)
 
 

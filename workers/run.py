@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from queueserve.errors import WorkerLostError
 from queueserve.protocol import (
     Continuation,
@@ -9,6 +11,7 @@ from queueserve.protocol import (
     Finished,
     FinishReason,
     Progress,
+    Prompt,
     Started,
     TokenLogprob,
 )
@@ -33,6 +36,7 @@ class Run:
         prompt: tuple[int, ...],
         prompt_hash: str,
         detokenizer: Detokenizer,
+        piece: Callable[[int], bytes],
         opening: str = "",  # of the prompt, and to be seen in front of the output
     ) -> None:
         self.assignment = assignment
@@ -54,6 +58,8 @@ class Run:
         self._logprobs: list[TokenLogprob] = []
         self._published = 0  # tokens in published deltas
         self._detokenizer = detokenizer
+        self._piece = piece
+        self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
         self._opening = opening
         self._stops = StopFilter(assignment.job.sampling.stop)
         job = assignment.job
@@ -71,7 +77,7 @@ class Run:
                 text, self._opening = self._opening + text, ""
             self.tokens.append(token)
             if logprobs:
-                self._logprobs.append(logprobs[at])
+                self._logprobs.append(self._spelt(token, logprobs[at]))
             self._grow(text)
             self._ends.append(self.chars)
             if self.stopped:
@@ -97,7 +103,20 @@ class Run:
             self.prompt_hash,
             fingerprint,
             self.consumer.worker,
+            self._shown() if self.assignment.job.show_prompt else None,
         )
+
+    def score(self, logprobs: tuple[TokenLogprob, ...]) -> None:
+        """Take in how likely each token of the prompt is after those before it, but the first."""
+        scored = zip(self.prompt[1:], logprobs, strict=True)
+        self._prompt_logprobs = (None, *(self._spelt(token, one) for token, one in scored))
+
+    def _shown(self) -> Prompt:
+        return Prompt(self.prompt, tuple(map(self._piece, self.prompt)), self._prompt_logprobs)
+
+    def _spelt(self, token: int, one: TokenLogprob) -> TokenLogprob:
+        tokens = (token, *(other for other, _ in one.top))
+        return TokenLogprob(one.logprob, one.top, tuple(map(self._piece, tokens)))
 
     def delta(self, *, at_least: int = 1) -> Delta | None:
         """What is new since the last one; None if there are fewer than `at_least` new tokens."""

@@ -169,6 +169,8 @@ class Runner:
         if output.error is not None:
             self._fail(run.id, run.epoch, run.api, output.error, run.consumer)
             return
+        if output.prompt_logprobs is not None:
+            run.score(output.prompt_logprobs)
         if run.started:  # the first tokens took the prompt's time, which is not measured
             self.meter.tokens += len(output.tokens)
         else:
@@ -270,6 +272,7 @@ class Runner:
             prompt=prompt.tokens,
             prompt_hash=_hash(prompt.tokens),
             detokenizer=self._marks.shown(job, self._engine.tokenizer.detokenizer()),
+            piece=self._engine.tokenizer.piece,
             opening=prompt.opening,
         )
         if at := assignment.resume:
@@ -285,7 +288,9 @@ class Runner:
         sampling = with_defaults(job, self._defaults)
         room = self._engine.info.context_length - len(run.prompt)
         most = room if sampling.max_tokens is None else sampling.max_tokens
-        if run.stopped or len(run.tokens) >= most:  # only the end itself was lost with the worker
+        scoring = sampling.prompt_logprobs is not None and not run.tokens
+        if run.stopped or (len(run.tokens) >= most and not scoring):
+            # Nothing was asked for, or only the end itself was lost with the worker.
             self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
             self._finish(run, "stop" if run.stopped else "length")
             return
@@ -311,7 +316,7 @@ class Runner:
 
     def _check_length(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
         limit = self._engine.info.context_length
-        asked = max_tokens or 1
+        asked = 1 if max_tokens is None else max_tokens
         if len(prompt) + asked > limit:
             raise ContextLengthExceededError(
                 f"This model's maximum context length is {limit} tokens, but {len(prompt) + asked} "

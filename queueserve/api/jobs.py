@@ -106,6 +106,9 @@ def chat_jobs(
         add_generation_prompt=request.add_generation_prompt is not False,
         cost=_cost(chars // _CHARS_PER_TOKEN, max_tokens),
     )
+    if request.logprobs:
+        asked = replace(job.sampling, logprobs=request.top_logprobs or 0)
+        job = replace(job, sampling=asked)
     return _numbered([job], request.n or 1)
 
 
@@ -116,17 +119,27 @@ def completion_jobs(
 
     Raises InvalidRequestError.
     """
-    max_tokens = request.max_tokens or _COMPLETION_MAX_TOKENS
+    max_tokens = _or(request.max_tokens, _COMPLETION_MAX_TOKENS)
+    if max_tokens == 0 and not request.echo:
+        raise InvalidRequestError("max_tokens: 0 is only for echo: true.", param="max_tokens")
     job = _job(request, identity, card, settings, max_tokens=max_tokens)
     prompts = request.prompts
-    if len(prompts) * (request.n or 1) > MAX_JOBS:
+    if len(prompts) * request.draws > MAX_JOBS:
         raise InvalidRequestError(
             f"Prompts times n may be at most {MAX_JOBS}; send several requests.", param="n"
         )
+    best = request.draws > (request.n or 1)
+    logprobs = 0 if best and request.logprobs is None else request.logprobs
+    echoed = request.logprobs if request.echo else None
+    job = replace(
+        job,
+        sampling=replace(job.sampling, logprobs=logprobs, prompt_logprobs=echoed),
+        show_prompt=job.show_prompt or bool(request.echo),
+    )
     jobs = [
         replace(job, prompt=prompt, cost=_cost(_tokens(prompt), max_tokens)) for prompt in prompts
     ]
-    return _numbered(jobs, request.n or 1)
+    return _numbered(jobs, request.draws)
 
 
 def data_job(
@@ -173,6 +186,7 @@ def _job(
         request=identity.digest,
         unset=_unset(request),
         constraint=constraint_of(request),
+        show_prompt=bool(request.return_token_ids),
     )
 
 

@@ -28,6 +28,7 @@ class Shape:
     before: bytes  # what stands before the text in a chunk's choice, as JSON
     after: bytes
     closing: Mapping[str, Any]  # of the chunk with the finish_reason
+    part_content: Callable[[str], Mapping[str, Any]]  # of a chunk's choice, with its text
     content: Callable[[str], Mapping[str, Any]]  # of a choice in one piece
 
 
@@ -38,6 +39,7 @@ CHAT = Shape(
     before=b'"delta":{"content":',
     after=b"}",
     closing={"delta": {}},
+    part_content=lambda text: {"delta": {"content": text}},
     content=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
 )
 COMPLETION = Shape(
@@ -47,6 +49,7 @@ COMPLETION = Shape(
     before=b'"text":',
     after=b"",
     closing={"text": ""},
+    part_content=lambda text: {"text": text},
     content=lambda text: {"text": text},
 )
 
@@ -140,18 +143,21 @@ class Whole:
 
     def body(self) -> bytes:
         """Return the JSON of the answer, once every job has finished."""
-        reply = self._reply
-        choices = [
-            {
-                "index": index,
-                **reply.shape.content("".join(texts)),
-                "logprobs": None,
-                "finish_reason": self._reasons[index],
-            }
-            for index, texts in enumerate(self._texts)
-        ]
-        head = reply.head(reply.shape.whole, self._fingerprint)
-        return orjson.dumps(head | {"choices": choices, "usage": self._tally.usage()})
+        return orjson.dumps(self.answer([self.choice(index) for index in range(self._reply.jobs)]))
+
+    def choice(self, index: int) -> dict[str, Any]:
+        """Return what one job has become."""
+        return {
+            "index": index,
+            **self._reply.shape.content("".join(self._texts[index])),
+            "logprobs": None,
+            "finish_reason": self._reasons[index],
+        }
+
+    def answer(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the answer around its choices."""
+        head = self._reply.head(self._reply.shape.whole, self._fingerprint)
+        return head | {"choices": choices, "usage": self._tally.usage()}
 
 
 class Chunks:
@@ -212,9 +218,19 @@ class Chunks:
         choice = b',"choices":[{"index":%d,' % index
         return b"data: " + head.removesuffix(b"}") + choice + self._reply.shape.before
 
-    def _chunk(self, index: int, content: Mapping[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
-        chunk = self._reply.head(self._reply.shape.part, self._fingerprint) | {"choices": [choice]}
+    def _chunk(
+        self,
+        index: int,
+        content: Mapping[str, Any],
+        reason: str | None = None,
+        *,
+        beside: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        choice = {"index": index, **content}
+        choice.setdefault("logprobs", None)
+        choice["finish_reason"] = reason
+        head = self._reply.head(self._reply.shape.part, self._fingerprint)
+        chunk = {**head, **(beside or {}), "choices": [choice]}
         if self._reply.include_usage:
             chunk["usage"] = None
         return frame(orjson.dumps(chunk))

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-import orjson
-
 from queueserve.api.generation import Batch
 from queueserve.api.parsers import Arguments, Call, Content, Piece, Reasoning, joined
-from queueserve.api.render import Chunks, Reply, Tally
+from queueserve.api.render import Chunks, Reply, Whole
 from queueserve.api.tools import Parsing
 from queueserve.protocol import Delta, Event, Finished, Started
 
@@ -114,23 +112,14 @@ class _Wording:
         return event.finish_reason
 
 
-class ParsedWhole:
+class ParsedWhole(Whole):
     """An answer in one piece."""
 
     def __init__(self, reply: Reply, parsing: Parsing) -> None:
-        self._reply = reply
+        super().__init__(reply)
         self._wording = _Wording(reply, parsing)
-        self._tally = Tally(reply.choices)
-        self._fingerprint = ""
         self._outputs = [_Output(parsing) for _ in range(reply.jobs)]
         self._pieces: list[list[Piece]] = [[] for _ in range(reply.jobs)]
-        self._reasons: list[str | None] = [None] * reply.jobs
-
-    def add(self, batch: Batch) -> None:
-        """Take events in."""
-        for index, events in batch:
-            for event in events:
-                self._add(index, event)
 
     def _add(self, index: int, event: Event) -> None:
         match event:
@@ -145,19 +134,14 @@ class ParsedWhole:
                 self._tally.finished(event, reasoning=self._outputs[index].reasoning_tokens)
                 self._reasons[index] = self._wording.reason(event, _calls(pieces))
 
-    def body(self) -> bytes:
-        """Return the JSON of the answer, once every job has finished."""
-        choices = [
-            {
-                "index": index,
-                "message": self._wording.message(index, joined(pieces)),
-                "logprobs": None,
-                "finish_reason": self._reasons[index],
-            }
-            for index, pieces in enumerate(self._pieces)
-        ]
-        head = self._reply.head(self._reply.shape.whole, self._fingerprint)
-        return orjson.dumps(head | {"choices": choices, "usage": self._tally.usage()})
+    def choice(self, index: int) -> dict[str, Any]:
+        """Return what one job has become."""
+        return {
+            "index": index,
+            "message": self._wording.message(index, joined(self._pieces[index])),
+            "logprobs": None,
+            "finish_reason": self._reasons[index],
+        }
 
 
 class ParsedChunks(Chunks):

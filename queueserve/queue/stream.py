@@ -251,6 +251,9 @@ class JobStream:
             self._diverged()
             return Need.NOTHING
         if self.started is None:
+            if self.job.show_prompt:  # only the worker knew what it became
+                self.fail(WorkerLostError("What the prompt became was lost with its worker."))
+                return Need.NOTHING
             self._begin(
                 Started(
                     self.job.id, epoch, 0, result.prompt_tokens, result.cached_tokens, "", "", ""

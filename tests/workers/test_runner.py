@@ -105,6 +105,7 @@ def test_the_last_token_can_be_sent_again_after_all_of_them_were():
         prompt=(1,),
         prompt_hash="",
         detokenizer=FakeTokenizer().detokenizer(),
+        piece=FakeTokenizer().piece,
     )
     run.feed(tuple(WORDS[:4]), None)
     last = run.since(3)

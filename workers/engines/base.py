@@ -48,7 +48,9 @@ class Sequence:
     counts for penalties, for `min_tokens` and `max_tokens` (which include it), and as the index of
     a seeded sampler. `sampling.stop` is not the engine's business; `stop_token_ids` and the
     end-of-sequence tokens (unless `ignore_eos`) are. The output, `generated` included, matches
-    `constraint`; an engine that cannot see to that ends the sequence with an error.
+    `constraint`; an engine that cannot see to that ends the sequence with an error. So does one
+    that cannot tell `sampling.prompt_logprobs`, which only count where nothing is `generated`; with
+    them `max_tokens` may be 0.
     """
 
     id: str
@@ -75,6 +77,9 @@ class Output:
     error: QueueServeError | None = None
     cached_tokens: int | None = (
         None  # prompt tokens found in the cache; on the first output, if known
+    )
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = (
+        None  # of all tokens of the prompt but the first; on the first output, if asked for
     )
 
 
@@ -110,6 +115,9 @@ class Tokenizer(Protocol):
 
     def detokenizer(self) -> Detokenizer:
         """A new one, for one sequence's output."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token of the vocabulary stands for; a special token's name."""
 
 
 class Engine(Protocol):

@@ -11,6 +11,7 @@ import asyncio
 import math
 from array import array
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import queueserve
@@ -25,7 +26,7 @@ from workers.engines.base import (
     Tokenizer,
 )
 from workers.engines.fake_constrained import Walk
-from workers.engines.fake_model import LOGITS, NORM, Model
+from workers.engines.fake_model import LOGITS, Model
 from workers.engines.fake_tokens import EOS, VOCABULARY, WORDS, FakeTokenizer
 from workers.engines.fake_vectors import DIMENSIONS, vector_of
 from workers.engines.grammar import Grammars, Matcher
@@ -53,8 +54,10 @@ class _Running:
         endless = sampling.ignore_eos and matcher is None  # the end of a grammar is always an end
         self._ends = set(sampling.stop_token_ids) | (set() if endless else {EOS})
         self._wait = wait  # steps that the prompt still takes
-        self._cached: int | None = cached
+        self._cached = cached
+        self._begun = bool(sequence.generated)
         self._seen = Counter(sequence.generated)
+        self._tokens = sequence.prompt
         self._prompt = frozenset(sequence.prompt)
         self._plain = (
             self._walk is None
@@ -73,18 +76,24 @@ class _Running:
         if self._wait:
             self._wait -= 1
             return None
-        cached, self._cached = self._cached, None
+        output = self._next()
+        if not self._begun:
+            self._begun = True
+            output = replace(output, cached_tokens=self._cached, prompt_logprobs=self._scored())
+        return output
+
+    def _next(self) -> Output:
         if self._count >= self._limit:
-            return Output(self.id, finish="length", cached_tokens=cached)
+            return Output(self.id, finish="length")
         try:
             token, logprobs = self._draw()
         except QueueServeError as error:
             return Output(self.id, error=error)
         if token in self._ends:
-            return Output(self.id, finish="stop", cached_tokens=cached)
+            return Output(self.id, finish="stop")
         self._count += 1
         finish: FinishReason | None = "length" if self._count >= self._limit else None
-        return Output(self.id, (token,), logprobs, finish, None, cached)
+        return Output(self.id, (token,), logprobs, finish)
 
     def _draw(self) -> tuple[int, tuple[TokenLogprob, ...] | None]:
         if self._plain:
@@ -94,10 +103,17 @@ class _Running:
         if self._sampling.logprobs is None:
             return token, None
         # They are the model's before any sampling, so neither seed nor bias changes them.
-        likely = self._likely.likely(self._count)
-        ranked = [(one, logit - NORM) for one, logit in zip(likely, LOGITS, strict=True)]
-        own = dict(ranked).get(token, -NORM)
-        return token, (TokenLogprob(own, tuple(ranked[: self._sampling.logprobs])),)
+        return token, (self._likely.logprob(self._count, token, top=self._sampling.logprobs),)
+
+    def _scored(self) -> tuple[TokenLogprob, ...] | None:
+        top = self._sampling.prompt_logprobs
+        if top is None:
+            return None
+        models = (
+            Model(self._tokens[:at], self._sampling, None) for at in range(1, len(self._tokens))
+        )
+        pairs = zip(models, self._tokens[1:], strict=True)
+        return tuple(model.logprob(0, token, top=top) for model, token in pairs)
 
     def _allowed(self, walk: Walk) -> int:
         early = self._count < self._sampling.min_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from hashlib import blake2b
 
-from queueserve.protocol import Sampling
+from queueserve.protocol import Sampling, TokenLogprob
 from workers.engines.fake_tokens import EOS, UNITS, VOCABULARY, WORDS
 
 _BLOCK = 8  # tokens that one hash decides; characters never cross a block
@@ -33,6 +33,13 @@ class Model:
         start = self._salt[index % _BLOCK]
         around = (WORDS[(start + step) % len(WORDS)] for step in range(len(LOGITS)))
         return [best, *(token for token in around if token != best)][: len(LOGITS)]
+
+    def logprob(self, index: int, token: int, *, top: int) -> TokenLogprob:
+        """Return how likely `token` is at this index, and the `top` most likely ones."""
+        ranked = [
+            (one, logit - NORM) for one, logit in zip(self.likely(index), LOGITS, strict=True)
+        ]
+        return TokenLogprob(dict(ranked).get(token, -NORM), tuple(ranked[:top]))
 
     def best(self, index: int) -> int:
         """Return the most likely token at this index."""

@@ -99,3 +99,10 @@ class FakeTokenizer:
     def detokenizer(self) -> FakeDetokenizer:
         """Return a new one."""
         return FakeDetokenizer()
+
+    def piece(self, token: int) -> bytes:
+        """Return what the token stands for."""
+        special = token - BOS
+        if 0 <= special < len(_SPECIAL):
+            return _SPECIAL[special].encode()
+        return VOCABULARY[token]

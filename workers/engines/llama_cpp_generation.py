@@ -86,6 +86,7 @@ class Generation:
         self._never = ignored if self._sampling.ignore_eos else frozenset()
         self._finish: FinishReason | None = None
         self._cached: int | None = None  # until it is reported
+        self._scored: tuple[TokenLogprob, ...] | None = None  # the prompt, until it is reported
         self._started = False
         self._held: _Held | None = None
         self._stepping = requests.needs_steps(self._sampling)
@@ -98,13 +99,27 @@ class Generation:
         if constraint := self._sequence.constraint:
             self._matcher = self._grammars.matcher(constraint, self.tokens)
             self._grammar = None if self.tokens else to_lark(constraint)
-        if len(self.tokens) >= self._limit:
-            self._take([], [])
         try:
+            asked = self._sampling.prompt_logprobs
+            if asked is not None and not self.tokens:
+                self._score(asked)
+            if len(self.tokens) >= self._limit:
+                self._take([], [])
             while self._finish is None and not self._cancelled():
                 self._next()
         finally:
             self._rest()
+
+    def _score(self, top: int) -> None:
+        """Ask how likely each token of the prompt is after those before it."""
+        prompt = self._sequence.prompt
+        scored = []
+        for at in range(1, len(prompt)):
+            if self._cancelled():
+                return
+            scored.append(self._look_up(prompt[:at], prompt[at], top))
+            self._emit(None)
+        self._scored = tuple(scored)
 
     def _next(self) -> None:
         if self._held:
@@ -233,12 +248,14 @@ class Generation:
 
     def _logprob(self, before: tuple[int, ...], token: int) -> TokenLogprob:
         """How likely `token` was after all that is there and `before`: llama.cpp is asked again."""
-        wanted = self._sampling.logprobs or 0
-        tokens = [*self._sequence.prompt, *self.tokens, *before]
+        tokens = (*self._sequence.prompt, *self.tokens, *before)
+        return self._look_up(tokens, token, self._sampling.logprobs or 0)
+
+    def _look_up(self, tokens: tuple[int, ...], token: int, wanted: int) -> TokenLogprob:
         plain = self._vocabulary.plain_token()
         for alternatives in (max(wanted, _LOOK), len(self._vocabulary.pieces)):
             answer = self._server.answer(
-                requests.look(tokens, slot=self._slot, forced=plain, alternatives=alternatives)
+                requests.look([*tokens], slot=self._slot, forced=plain, alternatives=alternatives)
             )
             top = answer.logprobs[0].top
             if found := [value for other, value in top if other == token]:
@@ -273,11 +290,12 @@ class Generation:
             None if wanted is None else tuple(own),
             self._finish,
             cached_tokens=self._cached,
+            prompt_logprobs=self._scored,
         )
         if self._strayed and not taken:
             self._emit(None)
             return
-        self._cached = None
+        self._cached = self._scored = None
         self._emit(output, more=self._finish is None)
 
     def _strays(self, matcher: Matcher, token: int) -> bool:

@@ -53,3 +53,7 @@ class LlamaCppTokenizer:
     def detokenizer(self) -> Utf8Detokenizer:
         """A new one, for one sequence's output."""
         return Utf8Detokenizer(self._vocabulary)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; a special token's name."""
+        return self._vocabulary.pieces[token] or self._vocabulary.names[token].encode()

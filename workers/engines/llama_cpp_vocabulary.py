@@ -69,10 +69,12 @@ class Vocabulary:
         self,
         pieces: Sequence[bytes],
         *,
+        names: Sequence[str] = (),
         special_tokens: Mapping[str, str] | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.pieces = pieces
+        self.names = names  # as the model's file has them; special tokens have nothing else
         self.special_tokens = special_tokens or {}
         self.chat_template = chat_template
         self._tokens: dict[bytes, list[int]] = {}
@@ -93,6 +95,7 @@ class Vocabulary:
         kinds = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
         return cls(
             _READERS[kind](tokens, kinds),
+            names=tokens,
             special_tokens={
                 name: tokens[metadata[key]] for name, key in _SPECIAL.items() if key in metadata
             },

@@ -158,7 +158,8 @@ class TransformersEngine:
             return
         wanted = sequence.sampling.max_tokens
         left = (room if wanted is None else min(room, wanted)) - len(sequence.generated)
-        if left <= 0:
+        scores = sequence.sampling.prompt_logprobs is not None and not sequence.generated
+        if left <= 0 and not scores:
             self._loop.call_soon(self._emit, [(key, Output(sequence.id, finish="length"))])
             return
         # A constraint always ends with one of the model's own ends, when nothing else is left.

@@ -11,6 +11,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from workers.engines.base import Output, Sequence
 from workers.engines.grammar import Matcher
 from workers.engines.transformers_memory import CacheSize
 from workers.engines.transformers_sampling import Drawing, Sampler
+from workers.engines.transformers_scoring import score
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
 Step: TypeAlias = tuple[str, Output]  # what one step gave one request: its key, and its output
@@ -94,7 +96,13 @@ class Batcher:
         request = _Request(
             key=key,
             sequence=sequence.id,
-            drawing=Drawing(sequence.sampling, sequence.prompt, ends, matcher),
+            drawing=Drawing(
+                sequence.sampling,
+                sequence.prompt,
+                ends,
+                matcher,
+                unscored=sequence.sampling.prompt_logprobs is not None and not sequence.generated,
+            ),
             tokens=[*sequence.prompt, *sequence.generated],
             max_new=max_new,
         )
@@ -129,7 +137,7 @@ class Batcher:
         self._manager.add_request(
             request.tokens,
             request_id=request.key,
-            max_new_tokens=request.max_new,
+            max_new_tokens=max(1, request.max_new),  # 0 where only the prompt is to be scored
             streaming=True,
             eos_token_id=list(request.drawing.ends),
         )
@@ -154,7 +162,7 @@ class Batcher:
                 use_cuda_graph=False,
             ),
         )
-        manager.logit_processor = Sampler(self._drawing, self._on_step)
+        manager.logit_processor = Sampler(self._drawing, self._on_step, partial(score, self._model))
         manager.output_router = SimpleNamespace(
             deliver_batch=self._deliver, fail_and_deliver=self._give_up
         )
@@ -248,6 +256,13 @@ class Batcher:
 
 
 def _output(request: _Request, generated: list[int], *, over: bool) -> Output:
+    if request.max_new == 0:
+        return Output(
+            request.sequence,
+            finish="length",
+            cached_tokens=request.cached,
+            prompt_logprobs=request.drawing.scored,
+        )
     tokens = generated[request.sent :]
     finish: FinishReason | None = "length" if over else None
     if over and tokens and tokens[-1] in request.drawing.ends:
@@ -259,7 +274,15 @@ def _output(request: _Request, generated: list[int], *, over: bool) -> Output:
         request.drawing.logprobs.clear()
     cached = request.cached if request.sent == 0 else None
     request.sent = len(generated)
-    return Output(request.sequence, tuple(tokens), logprobs, finish, cached_tokens=cached)
+    scored, request.drawing.scored = request.drawing.scored, None
+    return Output(
+        request.sequence,
+        tuple(tokens),
+        logprobs,
+        finish,
+        cached_tokens=cached,
+        prompt_logprobs=scored,
+    )
 
 
 def _failed(request: _Request, reason: str) -> Step:

@@ -44,6 +44,8 @@ class Drawing:
     ends: tuple[int, ...]  # the tokens that end it
     matcher: Matcher | None = None  # has followed what was generated elsewhere
     problem: EngineError | None = None  # why it cannot go on
+    unscored: bool = False  # its prompt_logprobs are asked for
+    scored: tuple[TokenLogprob, ...] | None = None  # they, until they are sent
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens not yet sent
     _counts: Counter[int] = field(default_factory=Counter)  # output tokens seen so far
     _counted: int = 0
@@ -184,10 +186,19 @@ class Sampler:
     tensors_required = 0  # our parameters do not travel in the manager's tensors
     do_processing = False  # read by the manager after `prepare_tensor_args`
 
-    def __init__(self, find: Callable[[str], Drawing | None], on_step: Callable[[], None]) -> None:
-        """`find` gives the drawing of a request, None for an aborted one."""
+    def __init__(
+        self,
+        find: Callable[[str], Drawing | None],
+        on_step: Callable[[], None],
+        score: Callable[[tuple[int, ...], int], tuple[TokenLogprob, ...]],
+    ) -> None:
+        """`find` gives the drawing of a request, None for an aborted one.
+
+        `score` gives the log-probabilities of a prompt, and so many alternatives.
+        """
         self._find = find
         self._on_step = on_step
+        self._score = score
         self._rows: list[tuple[int, Drawing, list[int]]] = []
 
     def fill_defaults(self, _tensor: Tensor) -> None:
@@ -205,6 +216,10 @@ class Sampler:
             drawing = self._find(state.request_id)
             if drawing is None:
                 continue
+            if drawing.unscored:
+                drawing.unscored = False
+                asked = drawing.sampling.prompt_logprobs or 0
+                drawing.scored = self._score(drawing.prompt, asked)
             # A preempted request has its output moved over to the initial tokens.
             start = len(drawing.prompt)
             index = len(state.initial_tokens) + len(state.generated_tokens) - start

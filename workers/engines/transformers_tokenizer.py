@@ -141,6 +141,14 @@ class TransformersTokenizer:
             return _ByteDetokenizer(self._token_bytes)
         return _WindowDetokenizer(self._decode)
 
+    def piece(self, token: int) -> bytes:
+        """Satisfies `workers.engines.base.Tokenizer`."""
+        if self._decode_piece is None:
+            return str(self._backend.decode([token])).encode()
+        if known := self._token_bytes(token):
+            return known
+        return (self._backend.convert_ids_to_tokens(token) or "").encode()
+
     def pieces(self, count: int) -> list[bytes]:
         """The bytes of the tokens 0 to `count` - 1, empty for those without text.
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from queueserve.api.jobs import chat_jobs
 from queueserve.api.render import CHAT
+from queueserve.api.render_details import chat_details
 from queueserve.api.requests import JSONRoute, ServicesOf
 from queueserve.api.routes.generate import answer, identify
 from queueserve.api.schemas.chat import ChatCompletionRequest
@@ -23,4 +24,5 @@ async def create_chat_completion(
     card = await services.model(body.model, "chat")
     jobs = chat_jobs(body, identity, card, services.settings)
     parsing = parsing_of(body, card, jobs[0].constraint)
-    return answer(body, identity, jobs, CHAT, services, parsing=parsing)
+    details = chat_details(body)
+    return answer(body, identity, jobs, CHAT, services, parsing=parsing, details=details)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from queueserve.api.jobs import completion_jobs
 from queueserve.api.render import COMPLETION
+from queueserve.api.render_details import completion_details
 from queueserve.api.requests import JSONRoute, ServicesOf
 from queueserve.api.routes.generate import answer, identify
 from queueserve.api.schemas.completions import CompletionRequest
@@ -21,4 +22,4 @@ async def create_completion(
     identity = await identify("cmpl-", body, request, services)
     card = await services.model(body.model, "completion")
     jobs = completion_jobs(body, identity, card, services.settings)
-    return answer(body, identity, jobs, COMPLETION, services)
+    return answer(body, identity, jobs, COMPLETION, services, details=completion_details(body))

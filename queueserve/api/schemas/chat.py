@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from queueserve.api.limits import MAX_CHARS, MAX_MESSAGES, MAX_TOKENS
+from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
 from queueserve.api.schemas.tools import (
     CalledFunction,
@@ -106,9 +106,11 @@ class ChatCompletionRequest(GenerationRequest):
         None, description="The older form of tool_choice, for functions."
     )
 
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
     # Known, and refused where they would change the answer
-    logprobs: Annotated[Any, only(False)] = None
-    top_logprobs: Annotated[Any, only(0)] = None
+    echo: Annotated[Any, only(False)] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
@@ -119,6 +121,13 @@ class ChatCompletionRequest(GenerationRequest):
         if sum(message.chars for message in messages) > MAX_CHARS:
             raise invalid(f"The messages have more than {MAX_CHARS} characters")
         return messages
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _goes_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise invalid("This is only for requests with logprobs: true")
+        return value
 
     @field_validator("add_generation_prompt")
     @classmethod

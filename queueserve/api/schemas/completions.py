@@ -6,7 +6,13 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from queueserve.api.limits import MAX_CHARS, MAX_PROMPTS
+from queueserve.api.limits import (
+    MAX_CHARS,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_PROMPTS,
+    MAX_TOKENS,
+)
 from queueserve.api.schemas.generation import GenerationRequest, TokenId
 from queueserve.api.schemas.values import invalid, only, unsupported
 
@@ -23,10 +29,26 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str | Texts | Tokens | Batch
 
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+        None, description="0 only with echo."
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = Field(
+        None, description="The text begins with the prompt, and so do logprobs."
+    )
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description="So many are drawn, and the n of the best mean logprob are the answer."
+    )
+
     # Known, and refused where they would change the answer
-    logprobs: Annotated[Any, only()] = None
-    suffix: Annotated[Any, only("")] = None
-    best_of: Any = Field(None, description="Only equal to n.")
+    suffix: Annotated[str, only("")] | None = Field(
+        None, description="No model here fills text in before a given end."
+    )
+
+    @property
+    def draws(self) -> int:
+        """How many sequences are drawn for each prompt."""
+        return self.best_of or super().draws
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
@@ -48,7 +70,11 @@ class CompletionRequest(GenerationRequest):
 
     @field_validator("best_of")
     @classmethod
-    def _is_n(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and value != (info.data.get("n") or 1):
-            raise unsupported("A best_of other than n")
+    def _has_enough(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None:
+            return None
+        if value < (info.data.get("n") or 1):
+            raise invalid("This must be at least n")
+        if value > 1 and info.data.get("stream"):
+            raise unsupported("A stream of the best of several")
         return value

@@ -91,6 +91,9 @@ class GenerationRequest(Schema):
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
     ignore_eos: bool | None = None
+    return_token_ids: bool | None = Field(
+        None, description="The answer holds prompt_token_ids, and token_ids in each choice."
+    )
 
     # What the output must match: one of these at most (`api.constraints`)
     response_format: AnyResponseFormat | None = None
@@ -101,9 +104,12 @@ class GenerationRequest(Schema):
     guided_grammar: Pattern | None = Field(None, description="In GBNF, or llguidance's Lark.")
 
     # Known, and refused where they would change the answer
-    echo: Annotated[Any, only(False)] = None
-    return_token_ids: Annotated[Any, only(False)] = None
     use_beam_search: Annotated[Any, only(False)] = None
+
+    @property
+    def draws(self) -> int:
+        """How many sequences are drawn for each prompt."""
+        return self.n or 1
 
     @field_validator("stream_options")
     @classmethod

@@ -69,8 +69,9 @@ BAD_CHATS = [
         "invalid_value",
     ),
     ({"tools": [TOOL]}, "tools", "invalid_value"),  # the model takes none
-    ({"logprobs": True}, "logprobs", "unsupported_value"),
-    ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
+    ({"logprobs": 1}, "logprobs", "invalid_type"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_value"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_value"),
     ({"echo": True}, "echo", "unsupported_value"),
@@ -86,10 +87,15 @@ BAD_COMPLETIONS = [
     ({"prompt": [[1], [2, -1]]}, "prompt[1][1]", "invalid_value"),
     ({"prompt": ["a"] * 1025}, "prompt", "invalid_value"),
     ({"prompt": ["a"] * 100, "n": 100}, "n", "invalid_value"),
-    ({"echo": True}, "echo", "unsupported_value"),
-    ({"logprobs": 0}, "logprobs", "unsupported_value"),
+    ({"echo": 1}, "echo", "invalid_type"),
+    ({"logprobs": 21}, "logprobs", "invalid_value"),
+    ({"logprobs": -1}, "logprobs", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"suffix": "end"}, "suffix", "unsupported_value"),
-    ({"best_of": 2}, "best_of", "unsupported_value"),
+    ({"best_of": 0}, "best_of", "invalid_value"),
+    ({"best_of": 2, "n": 3}, "best_of", "invalid_value"),
+    ({"best_of": 2, "stream": True}, "best_of", "unsupported_value"),
+    ({"prompt": ["a"] * 100, "best_of": 11}, "n", "invalid_value"),
 ]
 
 

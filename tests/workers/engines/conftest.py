@@ -30,6 +30,7 @@ class Result:
     finish: str | None
     error: Exception | None
     cached_tokens: int | None
+    prompt_logprobs: tuple | None
 
 
 class Run:
@@ -89,6 +90,7 @@ class Run:
             finish=outputs[-1].finish,
             error=outputs[-1].error,
             cached_tokens=outputs[0].cached_tokens,
+            prompt_logprobs=outputs[0].prompt_logprobs,
         )
 
     async def generate(self, prompt, generated=(), **sampling):

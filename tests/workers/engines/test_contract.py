@@ -233,6 +233,34 @@ async def test_logprobs_are_taken_before_bias_and_temperature(subject, run, stor
     assert forced.logprobs[0].logprob < likely[1]
 
 
+async def test_a_prompt_is_scored_as_its_tokens_would_be_if_they_were_drawn(run, story):
+    result = await run.generate(story, prompt_logprobs=2, max_tokens=3, logprobs=2, ignore_eos=True)
+    assert len(result.tokens) == 3
+    assert len(result.prompt_logprobs) == len(story) - 1
+    for at, one in enumerate(result.prompt_logprobs, 1):
+        drawn = await run.generate(story[:at], max_tokens=1, logprobs=2, ignore_eos=True)
+        assert [token for token, _ in one.top] == [token for token, _ in drawn.logprobs[0].top]
+        assert one.logprob <= one.top[0][1] + 1e-4
+        assert one.top[0][1] == pytest.approx(drawn.logprobs[0].top[0][1], abs=0.05)
+        if story[at] in dict(one.top):
+            assert one.logprob == pytest.approx(dict(one.top)[story[at]], abs=1e-4)
+
+
+async def test_a_prompt_can_be_scored_alone(run, story):
+    result = await run.generate(story, prompt_logprobs=0, max_tokens=0)
+    assert (result.tokens, result.finish, result.error) == ((), "length", None)
+    assert [one.top for one in result.prompt_logprobs] == [()] * (len(story) - 1)
+    again = await run.generate(story, story[:1], prompt_logprobs=0, max_tokens=2, ignore_eos=True)
+    assert again.prompt_logprobs is None  # the reader has them already
+
+
+async def test_every_token_has_a_piece_and_special_ones_their_name(run):
+    tokenizer = run.engine.tokenizer
+    tokens = await run.encode(MULTIBYTE)
+    assert b"".join(map(tokenizer.piece, tokens)).decode().strip() == MULTIBYTE
+    assert tokenizer.piece(await eos_of(run)).decode() == tokenizer.special_tokens["eos_token"]
+
+
 async def test_text_comes_back_whole_from_its_tokens(run):
     tokens = await run.encode(MULTIBYTE)
     detokenizer = run.engine.tokenizer.detokenizer()

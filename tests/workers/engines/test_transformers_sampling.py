@@ -177,7 +177,7 @@ def moving(key, tokens, generated=(), *, has_new_token=True):
 
 def test_a_batch_of_greedy_sequences_is_left_to_the_manager():
     steps = []
-    sampler = Sampler({"a": drawing(temperature=0)}.get, lambda: steps.append(1))
+    sampler = Sampler({"a": drawing(temperature=0)}.get, lambda: steps.append(1), None)
     sampler.prepare_tensor_args([moving("a", [1])], None)
     assert not sampler.do_processing
     assert steps == [1]
@@ -189,7 +189,7 @@ def test_only_rows_that_need_it_are_touched():
         "drawn": drawing(prompt=[1], temperature=1.0, seed=4),
         "asked": drawing(prompt=[1], temperature=0, logprobs=2),
     }
-    sampler = Sampler(own.get, lambda: None)
+    sampler = Sampler(own.get, lambda: None, None)
     sampler.prepare_tensor_args(
         [
             moving("reading", [1, 2], has_new_token=False),
