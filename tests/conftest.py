@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
@@ -12,6 +13,10 @@ from queueserve.queue.connection import open_redis
 from queueserve.queue.embedded import EmbeddedRedis
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
+
+# No example is slow by itself; on a busy machine any of them may be.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 TESTING_LUA = (Path(__file__).parent / "testing.lua").read_text()
 
