@@ -26,7 +26,7 @@ class TestChat(ChatModelIntegrationTests):
             "model": os.environ["JUDGED_MODEL"],
             "api_key": "none",
             "temperature": 0,
-            "max_tokens": 512,
+            "max_tokens": 256,
             "max_retries": 0,
             "timeout": 300,
             "stream_usage": True,

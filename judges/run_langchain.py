@@ -82,13 +82,14 @@ def judged(judge: str, url: str, options: list[str], folder: Path) -> dict[str, 
     report = folder / "report.xml"
     subprocess.run(
         [
-            *(judge, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(HERE)),
+            *(judge, "-m", "pytest", "-v", "--tb=line", "-c", os.devnull, "--rootdir", str(HERE)),
             *("-k", "TestChat or structured", "-o", "asyncio_mode=auto"),
+            *("-o", "asyncio_default_fixture_loop_scope=function"),
             *("--disable-socket", "--allow-hosts=127.0.0.1", "--junit-xml", str(report)),
             *(*options, str(HERE / "langchain_chat.py")),
         ],
         env=os.environ | {"JUDGED_URL": url, "JUDGED_MODEL": MODEL, "LANGSMITH_TRACING": "false"},
-        stdout=subprocess.DEVNULL,
+        stdout=sys.stderr,
         check=False,
         timeout=BOUND,
     )

@@ -19,6 +19,8 @@ MAX_INPUTS = 16_384
 """Texts of a request for embeddings or scores."""
 MAX_JOBS = 1_024
 """Prompts times choices: each is a job of its own."""
+MAX_DEPTH = 100
+"""Levels of an object that a job carries; orjson encodes some 250."""
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1_024
 MAX_BIASES = 1_024

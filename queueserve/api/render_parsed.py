@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import orjson
+
 from queueserve.api.generation import Batch
 from queueserve.api.parsers import Arguments, Call, Content, Piece, Reasoning, joined
 from queueserve.api.render import Chunks, Reply, Whole
@@ -66,11 +68,9 @@ class _Wording:
         name = f"{self._id}:{index}:{number}".encode()
         return f"call_{blake2b(name, digest_size=12).hexdigest()}"
 
-    def delta(self, index: int, number: int, piece: Piece) -> dict[str, Any]:
+    def delta(self, index: int, number: int, piece: Reasoning | Call | Arguments) -> dict[str, Any]:
         """Return a chunk's delta; `number` counts the choice's calls from 0."""
         match piece:
-            case Content(text):
-                return {"content": text}
             case Reasoning(text):
                 return {"reasoning_content": text}
             case Call(name):
@@ -170,6 +170,7 @@ class ParsedChunks(Chunks):
             case Started():
                 self._tally.started(index, event)
                 self._fingerprint = self._fingerprint or event.fingerprint
+                self._prefixes[index] = self._prefix(index)
                 return [self._chunk(index, {"delta": _OPENING})]
             case Finished():
                 frames = self._deltas(index, self._outputs[index].end(event))
@@ -182,6 +183,9 @@ class ParsedChunks(Chunks):
     def _deltas(self, index: int, pieces: Sequence[Piece]) -> list[bytes]:
         frames: list[bytes] = []
         for piece in pieces:
+            if isinstance(piece, Content):  # what most deltas are
+                frames += (self._prefixes[index], orjson.dumps(piece.text), self._suffix)
+                continue
             self._calls[index] += isinstance(piece, Call)
             delta = self._wording.delta(index, self._calls[index] - 1, piece)
             frames.append(self._chunk(index, {"delta": delta}))

@@ -99,8 +99,11 @@ def offer_of(request: ChatCompletionRequest, card: ModelCard) -> Offer:
         param = "tools" if request.tools else "functions"
         raise InvalidRequestError(f"The model {card.name!r} takes no tools.", param=param)
     functions = [tool for tool in request.offered if names is None or tool.name in names]
-    parallel = request.parallel_tool_calls is not False and not one and not request.functions
-    return Offer(functions, mode == "required", parallel)
+    required = mode == "required"
+    parallel = request.parallel_tool_calls
+    if parallel is None:  # a model without a dialect was not trained for calls: it repeats itself
+        parallel = not (required and card.tool_parser == "json")
+    return Offer(functions, required, parallel and not one and not request.functions)
 
 
 def parsing_of(

@@ -97,7 +97,7 @@ class Source:
     def literal(self, text: str) -> Reading[bool]:
         """Read `text` if it comes next; else read nothing and return False."""
         while not self._text.startswith(text, self._at):
-            if self._final or not text.startswith(self._text[self._at :]):
+            if self._final or not text.startswith(self._text[self._at : self._at + len(text)]):
                 return False
             yield
         self._at += len(text)

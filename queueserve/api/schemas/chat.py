@@ -20,7 +20,7 @@ from queueserve.api.schemas.tools import (
     Tools,
     chosen_names,
 )
-from queueserve.api.schemas.values import invalid, only, unsupported
+from queueserve.api.schemas.values import JsonObject, invalid, only, unsupported
 
 
 class TextPart(Schema):
@@ -95,7 +95,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     tools: Tools | None = None

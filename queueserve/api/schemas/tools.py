@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
 from queueserve.api.limits import MAX_TOOLS
 from queueserve.api.schemas.generation import Schema
-from queueserve.api.schemas.values import of_type
+from queueserve.api.schemas.values import JsonObject, of_type
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -22,7 +22,7 @@ class Function(Schema):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator
 from pydantic_core import PydanticCustomError
+
+from queueserve.api.limits import MAX_DEPTH
 
 
 def unsupported(what: str) -> PydanticCustomError:
@@ -28,6 +30,26 @@ def only(*neutral: Any) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _nested(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is nested too deeply to be encoded for a worker."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [part for one in level for part in _parts(one)]
+        if not level:
+            return value
+    raise invalid(f"This is nested more than {MAX_DEPTH} levels deep")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+JsonObject: TypeAlias = Annotated[dict[str, Any], AfterValidator(_nested)]
+"""Any JSON object that a job can carry."""
 
 
 def by_type(tags: Mapping[str | None, str], what: str) -> Discriminator:

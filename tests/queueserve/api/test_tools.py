@@ -279,6 +279,16 @@ def test_required_binds_the_output_to_a_list_of_calls():
     }
 
 
+def test_a_model_without_a_dialect_must_call_once_unless_more_are_asked_for():
+    plain = replace(CARD, tool_parser="json")
+    once, more = (
+        json.loads(job(plain, tool_choice="required", parallel_tool_calls=asked).constraint.value)
+        for asked in (None, True)
+    )
+    assert once == {"anyOf": [CALL_WEATHER, CALL_ADD]}
+    assert more["type"] == "array"
+
+
 def test_a_bound_output_is_json_whatever_the_model_speaks():
     wanted = request(tool_choice="required")
     parsing = parsing_of(wanted, CARD, job(tool_choice="required").constraint)
@@ -380,7 +390,10 @@ def test_older_calls_and_results_become_todays():
 # What is refused
 
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
+DEEP = json.loads('{"a": ' * 200 + "1" + "}" * 200)
 BAD = [
+    ({"tools": [tool("f", parameters=DEEP)]}, "tools[0].function.parameters", "invalid_value"),
+    ({"chat_template_kwargs": DEEP}, "chat_template_kwargs", "invalid_value"),
     ({"tools": [ADD, ADD]}, "tools", "invalid_value"),
     ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", "unsupported_value"),
     ({"tools": [tool("a b")]}, "tools[0].function.name", "invalid_value"),
