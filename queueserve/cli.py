@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from queueserve import __version__
-from queueserve.errors import QueueServeError
+from queueserve.errors import QueueServeError, RedisConfigurationError
 from queueserve.options import (
     COUNT,
     NAMES,
@@ -168,6 +168,7 @@ def serve(
     """Run an API server. Any number of them may share a Redis."""
     from queueserve import logs
     from queueserve.api.server import run
+    from queueserve.queue.preflight import check_at_start
 
     logs.configure(log_level, log_format)
     redis_url = redis_url or _DEFAULT.redis_url
@@ -187,6 +188,11 @@ def serve(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    try:
+        asyncio.run(check_at_start(redis_url))
+    except RedisConfigurationError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(os.EX_CONFIG)
     run(settings)
 
 

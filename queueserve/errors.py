@@ -104,6 +104,12 @@ class RedisUnavailableError(QueueServeError):
     code = "redis_unavailable"
 
 
+class RedisConfigurationError(QueueServeError):
+    """Redis, or the way we are told to reach it, cannot do; to wait for it would not help."""
+
+    code = "redis_configuration"
+
+
 class ServerExpiredError(QueueServeError):
     """The API server could not renew its registration in time, so its jobs were cancelled."""
 

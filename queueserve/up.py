@@ -18,7 +18,6 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -26,6 +25,7 @@ from redis.asyncio import Redis
 
 from queueserve.child import Child
 from queueserve.errors import QueueServeError, RedisUnavailableError
+from queueserve.queue.address import shown
 from queueserve.queue.connection import open_redis
 from queueserve.queue.embedded import EmbeddedRedis
 from queueserve.queue.inspect import snapshot
@@ -131,8 +131,7 @@ class Supervisor:
 
     async def _find_redis(self) -> str:
         if self._settings.redis_url is not None:
-            parts = urlsplit(self._settings.redis_url)
-            click.echo(f"Redis    at {parts.hostname}:{parts.port or 6379}")
+            click.echo(f"Redis    at {shown(self._settings.redis_url)}")
             return self._settings.redis_url
         directory = self._settings.data_dir / "redis"
         click.echo(f"Redis    starting, with its data in {directory}")

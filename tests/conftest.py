@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -10,7 +14,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from queueserve.queue.connection import open_redis
-from queueserve.queue.embedded import EmbeddedRedis
+from queueserve.queue.embedded import EmbeddedRedis, _wheel_binary
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 
@@ -26,6 +30,40 @@ def redis_server(tmp_path_factory):
     """The embedded Valkey, one for the whole session."""
     with EmbeddedRedis(tmp_path_factory.mktemp("redis"), port=0) as server:
         yield server
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    """Gives ports that are free now."""
+    return _free_port
+
+
+@pytest.fixture
+def start_redis(tmp_path):
+    """Start another server with these options; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str, binary: Path | str | None = None) -> SimpleNamespace:
+            port = _free_port()
+            home = tmp_path / f"redis-{port}"
+            home.mkdir()
+            where = ("--bind", "127.0.0.1", "--dir", str(home), "--save", "")
+            ports = () if "--port" in options else ("--port", str(port))
+            process = subprocess.Popen(
+                [binary or _wheel_binary(), *options, *ports, *where],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait, 10)
+            stack.callback(process.kill)
+            return SimpleNamespace(port=port, process=process, home=home)
+
+        yield start
 
 
 @pytest.fixture

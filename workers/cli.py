@@ -14,7 +14,12 @@ import click
 import uvloop
 
 from queueserve import __version__
-from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
+from queueserve.errors import (
+    EngineError,
+    InvalidRequestError,
+    QueueServeError,
+    RedisConfigurationError,
+)
 from queueserve.options import (
     COUNT,
     heartbeat_option,
@@ -121,7 +126,7 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
     failure: BaseException | None = None
     try:
         uvloop.run(_serve(workers, settings))
-    except* (EngineError, InvalidRequestError) as errors:
+    except* (EngineError, InvalidRequestError, RedisConfigurationError) as errors:
         failure = errors.exceptions[0]
     if failure is not None:  # not inside the block: a SystemExit would become part of a group
         _give_up(failure)

@@ -22,6 +22,7 @@ from queueserve.queue.consumer import Beat, Claim, Consumer, Finish
 from queueserve.queue.directory import announce
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys, checked_pool
+from queueserve.queue.preflight import check
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.recovery import Reaper
 from queueserve.queue.replies import follow
@@ -97,8 +98,13 @@ class Worker:
         self.joined = asyncio.Event()  # set once it is registered
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Load, serve until `stop` is set, drain, close. Raises EngineError if it cannot load."""
+        """Load, serve until `stop` is set, drain, close.
+
+        Raises EngineError if it cannot load, RedisConfigurationError for a Redis that cannot do.
+        """
         try:
+            with contextlib.suppress(RedisUnavailableError):  # it may come while the model loads
+                await check(self._redis)
             if await self._load(stop):
                 await self._serve(stop)
         finally:
@@ -227,6 +233,7 @@ class Worker:
         said = False
         while True:
             try:
+                await check(self._redis)
                 await announce(self._redis, self._keys, self._cards())
                 await self._register(consumer)
             except RedisUnavailableError as error:

@@ -10,41 +10,57 @@ from typing import Self
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ResponseError
 
 from queueserve.errors import RedisUnavailableError
+from queueserve.queue.address import parse
 
 ANSWER_TIMEOUT = 3.0
 """Seconds in which Redis must answer a command; below the 5 s that clients are promised."""
 _CONNECTIONS = 32
+_SENTINEL_TIMEOUT = 1.0  # seconds; one that is dead must leave time to ask the next
 
 
 def open_redis(url: str) -> Redis:
-    """A client whose commands are bounded, and sent once: a retried function would run twice."""
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=_CONNECTIONS,
-        timeout=ANSWER_TIMEOUT,
-        socket_timeout=ANSWER_TIMEOUT,
-        socket_connect_timeout=2.0,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
+    """A client whose commands are bounded, and sent once: a retried function would run twice.
+
+    Raises RedisConfigurationError for a URL that cannot be understood.
+    """
+    return _client(url, max_connections=_CONNECTIONS, socket_timeout=ANSWER_TIMEOUT)
 
 
 def open_blocking_redis(url: str) -> Redis:
     """A client for one blocking command at a time; the caller bounds its waits."""
-    client: Redis = Redis.from_url(
-        url,
-        single_connection_client=True,
-        socket_timeout=None,
-        socket_connect_timeout=2.0,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return client
+    return _client(url, max_connections=1, socket_timeout=None)
+
+
+def _client(url: str, *, max_connections: int, socket_timeout: float | None) -> Redis:
+    address = parse(url)
+    options = {
+        "max_connections": max_connections,
+        "timeout": ANSWER_TIMEOUT,
+        "socket_timeout": socket_timeout,
+        "retry": Retry(NoBackoff(), 0),
+        **address.options,
+    }
+    if not address.sentinels:
+        return Redis.from_pool(BlockingConnectionPool(**options))
+    asked = {"socket_timeout": _SENTINEL_TIMEOUT, **(address.sentinel_options or {})}
+    manager = Sentinel(address.sentinels, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    pool = _SentinelPool(address.master, manager, **options)  # type: ignore[no-untyped-call]
+    return Redis.from_pool(pool)
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master that the sentinels name; closes those to the sentinels, too."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
 
 @contextmanager
@@ -56,6 +72,8 @@ def translated() -> Iterator[None]:
         raise RedisUnavailableError("Redis is full and takes no more jobs.") from error
     except BusyLoadingError as error:
         raise RedisUnavailableError("Redis is loading its data.") from error
+    except ResponseError as error:
+        raise RedisUnavailableError(f"Redis refuses a command: {error}") from error
     except (TimeoutError, RedisError, OSError) as error:
         raise RedisUnavailableError(
             f"Redis does not answer: {error or type(error).__name__}"

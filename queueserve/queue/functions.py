@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from queueserve.errors import RedisUnavailableError
 from queueserve.queue.connection import ANSWER_TIMEOUT, translated
@@ -73,6 +73,11 @@ class Functions:
             try:
                 await self.redis.function_load(self._source, replace=True)  # type: ignore[misc]
             except ResponseError as error:
+                if isinstance(error, NoPermissionError):
+                    raise RedisUnavailableError(
+                        "The functions are not there, and this user may not load them: "
+                        "start an API server of this version."
+                    ) from error
                 if "unknown command" in str(error).lower():
                     raise RedisUnavailableError(
                         "This Redis is too old: QueueServe needs Redis 7 or Valkey 7.2."

@@ -332,6 +332,7 @@ class Owner:
 
         def subscribed() -> None:
             session.subscribed.set()
+            session.tasks.start(self._load(), "load functions")
             self._reconcile_all()
 
         session.tasks.start(
@@ -344,6 +345,13 @@ class Owner:
             ),
             "replies",
         )
+
+    async def _load(self) -> None:
+        """A Redis that comes back may be an empty one, and workers need not be allowed to load."""
+        try:
+            await self._producer.load()
+        except RedisUnavailableError as error:
+            log.warning("the functions could not be loaded: %s", error.message)
 
     def _reconcile_all(self) -> None:
         for stream in self._open.values():

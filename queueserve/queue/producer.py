@@ -134,6 +134,10 @@ class Producer:
         self._timeout_us = int(heartbeat_timeout * _US)
         self._limits = limits
 
+    async def load(self) -> None:
+        """Load the function library. Raises RedisUnavailableError."""
+        await self._functions.load()
+
     async def submit(
         self,
         job: Job,
