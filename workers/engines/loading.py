@@ -1,13 +1,15 @@
-"""Loading a model takes long and blocks: where it is done, and which files are the model."""
+"""What loading a model takes: a thread, the files that are the model, cores to compute on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 # In the order in which transformers looks for them.
 _WEIGHTS = (
@@ -66,3 +68,15 @@ async def in_daemon_thread(call: Callable[[], None]) -> None:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     await done
+
+
+def leave_a_core(torch: ModuleType) -> None:
+    """Compute on all cores but one, unless the environment says how many.
+
+    torch's threads wait for each other hundreds of times a step. With one for every core, each wait
+    lasts as long as what else runs there: the event loop, Redis, the API server.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))

@@ -11,11 +11,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from queueserve.errors import (
@@ -34,7 +32,7 @@ from workers.engines.base import (
 )
 from workers.engines.conversion import converted, default_cache_dir
 from workers.engines.grammar import Grammars, Matcher
-from workers.engines.loading import in_daemon_thread
+from workers.engines.loading import in_daemon_thread, leave_a_core
 from workers.engines.weights import Bits, Weights
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ class TransformersEngine:
                 f"the transformers engine is not installed ({error}): "
                 "pip install 'queueserve[transformers]'"
             ) from error
-        _leave_a_core(torch)
+        leave_a_core(torch)
         loaded = load(self._directory(), revision=self._revision, weights=self._weights)
         try:
             size = choose(loaded.model, slots=self._slots, context=self._context_length)
@@ -247,15 +245,3 @@ class TransformersEngine:
             outputs.append(output)
         if outputs:
             self._sink(outputs)
-
-
-def _leave_a_core(torch: ModuleType) -> None:
-    """Compute on all cores but one, unless the environment says how many.
-
-    torch's threads wait for each other hundreds of times a step. With one for every core, each wait
-    lasts as long as what else runs there: the event loop, Redis, the API server.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
