@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from queueserve.api.errors import error_response
+from queueserve.api.errors_anthropic import is_anthropic
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class RequestHeaders:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % elapsed),
                 ]
+                if is_anthropic(scope["path"]):  # what Anthropic's clients call it
+                    message["headers"].append((b"request-id", request_id.encode()))
             await send(message)
 
         try:

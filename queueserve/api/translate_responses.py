@@ -133,7 +133,7 @@ def head_of(body: ResponsesRequest, *, reply_id: str, created: int, store: bool)
             {"parameters": None, "strict": None} | _dumped(tool) for tool in body.tools or ()
         ],
         "top_p": body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "user": body.user,
     }
 

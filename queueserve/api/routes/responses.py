@@ -9,18 +9,20 @@ from fastapi import APIRouter, Request, Response
 
 from queueserve.api.answers import Keep, StreamAnswer, WholeAnswer
 from queueserve.api.background import Work
-from queueserve.api.data import DataAnswer
+from queueserve.api.data import DataAnswer, run_all
 from queueserve.api.jobs import Identity, chat_jobs
 from queueserve.api.render_responses import Answer, InputTokens, ResponseEvents, WholeResponse
 from queueserve.api.requests import JSONRoute, Services, ServicesOf
 from queueserve.api.routes.generate import identify
 from queueserve.api.routes.stored import owner_of, shown
+from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.responses import ResponsesRequest
 from queueserve.api.stored import Earlier, Frame
 from queueserve.api.tools import parsing_of
 from queueserve.api.translate_responses import head_of, input_items, to_chat
+from queueserve.api.truncation import truncated
 from queueserve.errors import IdempotencyConflictError, InvalidRequestError, QueueServeError
-from queueserve.protocol import Inputs, Job
+from queueserve.protocol import Inputs, Job, ModelCard
 
 router = APIRouter(route_class=JSONRoute)
 
@@ -41,6 +43,8 @@ async def create_response(
     earlier = await services.responses.earlier(owner, body.previous_response_id)
     chat = to_chat(body, earlier.items)
     card = await services.model(body.model, "chat")
+    if body.truncation == "auto":
+        chat = await _truncated(chat, identity, card, services)
     (job,) = chat_jobs(chat, identity, card, services.settings)
     parser = parsing_of(chat, card, job.constraint).parser()
     answer = Answer(_head(body, identity, services), parser)
@@ -55,12 +59,31 @@ async def count_input_tokens(
     body: ResponsesRequest, request: Request, services: ServicesOf
 ) -> Response:
     """Tell how many tokens the prompt of such a request has, in the model's chat template."""
-    identity = await identify("tok-", body, request, services)
     earlier = await services.responses.earlier(owner_of(request), body.previous_response_id)
     card = await services.model(body.model, "chat")
-    (job,) = chat_jobs(to_chat(body, earlier.items), identity, card, services.settings)
-    count = replace(job, kind="tokenize", constraint=None, inputs=Inputs())
-    return DataAnswer(services.owner, [count], InputTokens())
+    identity = await identify("tok-", body, request, services)
+    job = _counting(to_chat(body, earlier.items), identity, card, services)
+    return DataAnswer(services.owner, [job], InputTokens())
+
+
+def _counting(
+    chat: ChatCompletionRequest, identity: Identity, card: ModelCard, services: Services
+) -> Job:
+    """Return the job that counts the tokens of a prompt."""
+    (job,) = chat_jobs(chat, identity, card, services.settings)
+    return replace(job, kind="tokenize", constraint=None, inputs=Inputs())
+
+
+async def _truncated(
+    chat: ChatCompletionRequest, identity: Identity, card: ModelCard, services: Services
+) -> ChatCompletionRequest:
+    async def count(shorter: ChatCompletionRequest) -> int:
+        fresh = Identity.fresh("tok-", tenant=identity.tenant)
+        counted = InputTokens()
+        await run_all(services.owner, [_counting(shorter, fresh, card, services)], counted)
+        return counted.tokens
+
+    return await truncated(chat, count, context_length=card.context_length)
 
 
 def _answer(
@@ -68,9 +91,14 @@ def _answer(
 ) -> Response:
     if not body.stream:
         return WholeAnswer(services.owner, [job], WholeResponse(answer), keep=keep)
-    silence = services.settings.keep_alive
-    events = ResponseEvents(answer)
-    return StreamAnswer(services.owner, [job], events, keep_alive=silence, keep=keep)
+    return StreamAnswer(
+        services.owner,
+        [job],
+        ResponseEvents(answer),
+        keep_alive=services.settings.keep_alive,
+        tells_position=bool(body.stream_options and body.stream_options.include_queue_position),
+        keep=keep,
+    )
 
 
 def _keeping(answer: Answer, frame: Frame, services: Services) -> Keep:

@@ -185,6 +185,7 @@ class ResponsesRequest(GenerationRequest):
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     include: list[str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     previous_response_id: Annotated[str, Field(max_length=128)] | None = None
     store: bool | None = None
     background: bool | None = None
@@ -193,7 +194,6 @@ class ResponsesRequest(GenerationRequest):
     n: Annotated[Any, only(1)] = None
     max_tokens: Annotated[Any, only()] = None
     top_logprobs: Annotated[Any, only(0)] = None
-    truncation: Annotated[Any, only("disabled")] = None
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
     max_tool_calls: Annotated[Any, only()] = None

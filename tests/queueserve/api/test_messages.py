@@ -43,6 +43,7 @@ async def test_a_message_in_one_piece(api, claude):
     )
     Message.model_validate_json(message.to_json(), strict=True)
     assert re.fullmatch(r"msg_[0-9a-f]{32}", message.id)
+    assert message._request_id.startswith("req_")
     assert (message.role, message.model, message.stop_reason) == ("assistant", "m", "max_tokens")
     said = [{"role": "system", "content": "Be brief."}, *TURNS]
     assert text_of(message) == await chat_text(api, said, max_tokens=5)

@@ -146,7 +146,7 @@ async def test_an_idempotency_key_gives_the_same_response(api, redis):
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
-        ({"truncation": "auto"}, "truncation", "unsupported_value"),
+        ({"truncation": "some"}, "truncation", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "input[0].content[0]",
@@ -173,3 +173,27 @@ async def test_tokens_are_counted_as_the_response_will_count_them(api):
     response = await api.client.responses.create(max_output_tokens=1, **options)
     assert counted.object == "response.input_tokens"
     assert counted.input_tokens == response.usage.input_tokens
+
+
+async def test_what_is_too_long_loses_its_oldest_turns_if_that_is_allowed(api):
+    turns = [{"role": "user", "content": f"{number} " + "word " * 300} for number in range(20)]
+    options = {"model": "m", "instructions": "Be brief.", "max_output_tokens": 5}
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        await api.client.responses.create(input=turns, **options)
+    response = await api.client.responses.create(input=turns, truncation="auto", **options)
+    assert response.truncation == "auto"
+    kept = response.usage.input_tokens
+    cards = (await api.client.models.list()).data
+    limit = cards[0].to_dict()["max_model_len"]
+    one_turn = (await api.client.responses.input_tokens.count(model="m", input=turns[:1])).to_dict()
+    assert limit - one_turn["input_tokens"] <= kept + 5 <= limit
+    page = await api.client.responses.input_items.list(response.id, limit=100)
+    assert len(page.data) == 20
+
+
+async def test_a_stream_may_tell_where_it_stands(api):
+    asked = {"model": "m", "input": INPUT, "stream": True, "max_output_tokens": 2}
+    extra = {"stream_options": {"include_queue_position": True}}
+    events = [e async for e in await api.client.responses.create(**asked, extra_body=extra)]
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.incomplete"
