@@ -1,5 +1,6 @@
 # make serve   from nothing to an answering chat model: http://127.0.0.1:8000
 # make test    the whole suite      make check   style, types, architecture
+# make chaos   minutes of faults on real processes (docs/reliability.md)
 #
 # Everything lives in .venv; a step whose stamp there is newer than pyproject.toml and
 # constraints.txt is not run again.
@@ -33,7 +34,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test check lock judge
+.PHONY: serve install test chaos chaos-can-fail check lock judge
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -44,6 +45,14 @@ install: .venv/.light .venv/.transformers .venv/.dev
 
 test: install
 	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+
+# For example: make chaos ARGS="storm --requests 20000 --faults 300 --seconds 600 --seed 7"
+chaos: .venv/.light .venv/.dev
+	PYTHONPATH=tests/chaos $(BIN)/python -m harness $(ARGS)
+
+# The checks of `make chaos` must find each of four bugs that are put back in.
+chaos-can-fail: .venv/.light .venv/.dev
+	PYTHONPATH=tests/chaos $(BIN)/python -m harness can_fail $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check

@@ -79,6 +79,12 @@ _request_options = options(
         help="Seconds of silence after which a stream gets a comment.",
     ),
     option(
+        "--write-timeout",
+        type=SECONDS,
+        default=_DEFAULT.write_timeout,
+        help="Seconds until a client that does not read is cut off.",
+    ),
+    option(
         "--response-ttl",
         type=click.FloatRange(min=0),
         default=_DEFAULT.response_ttl,
@@ -392,6 +398,7 @@ _FOR_THE_API = (
     "max_queue_per_tenant",
     "max_body_bytes",
     "keep_alive",
+    "write_timeout",
     "response_ttl",
     "max_response_bytes",
     "allowed_origins",

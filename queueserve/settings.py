@@ -44,6 +44,7 @@ class ApiSettings:
     max_queue_per_tenant: int = 5_000
     max_body_bytes: int = 16 * 1024 * 1024
     keep_alive: float = 15.0  # silence after which a stream gets a comment
+    write_timeout: float = 30.0  # until a client that does not read is cut off
     response_ttl: float = 30 * 86400.0  # of what /v1/responses stores; 0: it stores nothing
     max_response_bytes: int = 256 * 1024 * 1024  # of all that it stores
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody may ask

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from queueserve import garbage
 from queueserve.api.app import create_app
+from queueserve.api.connections import bounded
 from queueserve.settings import ApiSettings
 
 _IDLE_CONNECTION = 75  # seconds; longer than clients and proxies keep theirs, so that they close
@@ -44,7 +45,7 @@ def config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=bounded(settings.write_timeout),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -24,9 +24,9 @@ _FRESH = 1.0  # seconds for which an API server believes its copy
 
 
 async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
-    """The cards of all models that are known now. Raises RedisUnavailableError."""
-    cards = await all_cards(redis, keys)
-    return [card for card in cards if card.seen + KNOWN_FOR > time.time()]
+    """The cards of all models that are known now, by Redis' clock. Raises RedisUnavailableError."""
+    now = await _time(redis)
+    return [card for card in await all_cards(redis, keys) if card.seen + KNOWN_FOR > now]
 
 
 async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
@@ -44,14 +44,25 @@ async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
 
 
 async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:
-    """Write the cards of a worker's models, as seen now. Raises RedisUnavailableError."""
-    now = int(time.time())
-    rows = {card.name: encode(replace(card, seen=now)) for card in cards}
+    """Write the cards of a worker's models, as seen now. Raises RedisUnavailableError.
+
+    "Now" is Redis' time: with a wrong clock of its own a worker would hide its model.
+    """
+    now = await _time(redis)
     with translated():
+        rows = {card.name: encode(replace(card, seen=now)) for card in cards}
         async with redis.pipeline(transaction=False) as pipe:
             pipe.hset(keys.models, mapping=rows)
             pipe.expire(keys.models, _KEY_TTL)
             await pipe.execute()
+
+
+async def _time(redis: Redis) -> int:
+    """Unix seconds, as Redis counts them."""
+    with translated():
+        async with asyncio.timeout(CALL_TIMEOUT):
+            seconds, _ = await redis.time()
+    return int(seconds)
 
 
 class Directory:

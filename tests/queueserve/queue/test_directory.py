@@ -63,6 +63,19 @@ async def test_a_model_is_forgotten_some_time_after_its_last_worker(redis, keys,
     assert await known_cards(redis, keys) == []
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+async def test_a_worker_whose_clock_is_wrong_does_not_hide_its_model(
+    redis, keys, directory, monkeypatch, hours
+):
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + hours * 3600)
+    await announce(redis, keys, [CARD])
+    monkeypatch.undo()
+    assert (await directory.find("m")).name == "m"
+    (card,) = await known_cards(redis, keys)
+    assert abs(card.seen - right()) < 60
+
+
 async def test_an_entry_that_is_not_ours_is_skipped(redis, keys, directory, caplog):
     await announce(redis, keys, [CARD])
     await redis.hset(keys.models, "broken", b"{")

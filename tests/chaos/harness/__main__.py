@@ -1,0 +1,101 @@
+"""python -m harness [PART …]: hurt a cluster, check it, print one table; `make chaos` runs all."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import click
+from harness import can_fail, failover, overload, readers, rolling, storm
+from harness.cluster import Size
+from harness.faults import FAULTS
+from harness.report import Report
+
+_DEFAULT_HEARTBEAT = 15.0
+
+
+class _Parts:
+    """What can be run, with the options of this run."""
+
+    def __init__(
+        self,
+        *,
+        requests: int,
+        faults: int,
+        seconds: float,
+        seed: int,
+        heartbeat: float,
+        kind: str,
+    ) -> None:
+        self._requests = requests
+        self._faults = faults
+        self._seconds = seconds
+        self._seed = seed
+        self._heartbeat = heartbeat
+        self._kinds = [fault for fault in FAULTS if kind in fault.name]
+
+    async def storm(self, report: Report) -> None:
+        await storm.run(self._storm(1.0, self._heartbeat), report)
+
+    async def defaults(self, report: Report) -> None:
+        """The storm with the heartbeat timeout that users have, and a tenth of it all."""
+        await storm.run(self._storm(0.1, _DEFAULT_HEARTBEAT), report)
+
+    def _storm(self, scale: float, heartbeat: float) -> storm.Storm:
+        return storm.Storm(
+            requests=int(self._requests * scale),
+            faults=max(5, int(self._faults * scale)),
+            pause=self._seconds / self._faults,
+            seed=self._seed,
+            kinds=self._kinds,
+            size=Size(heartbeat=heartbeat, seed=self._seed),
+        )
+
+    async def failover(self, report: Report) -> None:
+        await failover.run(report, times=8, seed=self._seed, heartbeat=self._heartbeat)
+
+    async def rolling(self, report: Report) -> None:
+        await rolling.run(report, seed=self._seed)
+
+    async def overload(self, report: Report) -> None:
+        await overload.run(report, seconds=20, seed=self._seed)
+
+    async def readers(self, report: Report) -> None:
+        await readers.run(report, seed=self._seed)
+
+    async def can_fail(self, report: Report) -> None:
+        await can_fail.run(report, seed=self._seed)
+
+
+_ALL = ("failover", "rolling", "overload", "readers", "storm", "defaults")
+
+
+@click.command()
+@click.argument("parts", nargs=-1)
+@click.option("--requests", default=2000, show_default=True, help="In the storm, at least.")
+@click.option("--faults", default=60, show_default=True, help="In the storm, at least.")
+@click.option("--seconds", default=100.0, show_default=True, help="Over which the faults come.")
+@click.option("--seed", type=int, help="Of requests and faults.  [default: drawn]")
+@click.option("--heartbeat", default=2.0, show_default=True, help="The heartbeat timeout.")
+@click.option("--kind", default="", help="Only faults whose name contains this.")
+@click.option("--logs", type=click.Path(path_type=Path), help="Where the processes' logs go.")
+def main(parts: tuple[str, ...], seed: int | None, logs: Path | None, **options) -> None:
+    """Run PARTS: failover, rolling, overload, readers, storm, defaults (all of these), can_fail."""
+    seed = seed if seed is not None else int(time.time()) % 100_000
+    chosen = _Parts(seed=seed, **options)
+    failed = False
+    for part in parts or _ALL:
+        began = time.monotonic()
+        report = Report(f"{part}, seed {seed}", logs=logs and logs / part)
+        run: Callable[[Report], Awaitable[None]] = getattr(chosen, part)
+        asyncio.run(run(report))
+        report.row("seconds", f"{time.monotonic() - began:.0f}")
+        click.echo(f"{report}\n")
+        failed = failed or bool(report.violations)
+    sys.exit(failed)
+
+
+main()

@@ -1,0 +1,65 @@
+"""Four bugs that this design is there to exclude; each can be put back into a process.
+
+They are what the checks are checked with: a harness that does not find them proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def finish_without_its_epoch_check(source: str) -> str:
+    """Whoever reports the end of a job ends it."""
+    return _replaced(source, "if fields[2] ~= epoch or fields[3] ~= worker then", "if false then")
+
+
+def reaper_requeues_by_itself(source: str) -> str:
+    """A job that was streaming starts over elsewhere; its reader is not asked how far it came."""
+    return _replaced(
+        source,
+        "    publish_orphaned(root, fields[3], id, epoch)\n  end\nend",
+        """
+    local again = redis.call('HMGET', job, 'tenant', 'rank')
+    redis.call('HSET', job, 'state', 'queued')
+    enqueue(root, id, again[1], tonumber(again[2]))
+  end
+end""",
+    )
+
+
+def pop_is_the_only_record(source: str) -> str:
+    """A hint that was popped and lost is lost: heartbeats do not bring the job again."""
+    from workers.worker import Worker  # noqa: PLC0415 - the bug is in the process that asks for it
+
+    async def agree(*_: object) -> None:
+        pass
+
+    Worker._agree = agree
+    return source
+
+
+def finished_epochs_run_again(source: str) -> str:
+    """A worker does not remember what it has finished."""
+    from workers.runner import Runner  # noqa: PLC0415
+
+    Runner.knows = lambda self, claim: self._held.get(claim.job) == claim.epoch
+    Runner.finished = lambda *_: False
+    return source
+
+
+def _replaced(source: str, old: str, new: str) -> str:
+    if source.count(old) != 1:
+        raise ValueError(f"the library does not have this exactly once any more: {old}")
+    return source.replace(old, new)
+
+
+BUGS: dict[str, Callable[[str], str]] = {
+    bug.__name__: bug
+    for bug in (
+        finish_without_its_epoch_check,
+        pop_is_the_only_record,
+        finished_epochs_run_again,
+        reaper_requeues_by_itself,
+    )
+}
+"""Name → what it does to the process that calls it, and to the source of the function library."""

@@ -1,0 +1,86 @@
+"""Four known bugs, one after the other: the checks must find each."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from harness import checks
+from harness.catalogue import ask
+from harness.clients import Client, Manner
+from harness.cluster import Cluster, Size
+from harness.faults import Fault, Schedule, kill_worker
+from harness.report import Report
+
+FOUND_WITHIN = 90.0  # seconds, on a slow machine
+_LOOK = 0.5
+
+
+async def _late(cluster: Cluster, draw: random.Random) -> None:
+    """A finish leaves its worker in time, and arrives when the job is somebody else's."""
+    await draw.choice(cluster.workers).link.hold(cluster.size.heartbeat * 1.4)
+
+
+async def _slow(cluster: Cluster, draw: random.Random) -> None:
+    """Answers to heartbeats are out of date when they arrive."""
+    await draw.choice(cluster.workers).link.delay(0.4, 3.0)
+
+
+async def _unheard(cluster: Cluster, draw: random.Random) -> None:
+    """A hint leaves Redis, and its connection is reset before it arrives."""
+    await draw.choice(cluster.workers).link.drop_answers(0.5)
+
+
+PROVOKED_BY = {
+    "finish_without_its_epoch_check": _late,
+    "pop_is_the_only_record": _unheard,
+    "finished_epochs_run_again": _slow,
+    "reaper_requeues_by_itself": kill_worker,
+}
+
+
+async def found(bug: str, *, seed: int, fault_pause: float = 0.6) -> list[str]:
+    """What the checks say of a cluster with `bug`; empty if they do not find it."""
+    size = Size(apis=1, workers=3, slots=4, bug=bug, seed=seed, request_timeout=6.0)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        async with Cluster(Path(directory), size) as cluster:
+            client = Client(cluster.ports, random.Random(seed))
+            faults = [Fault(bug, 1, PROVOKED_BY[bug])]
+            schedule = Schedule(cluster, faults, seed=seed, pause=fault_pause)
+            hurting = asyncio.create_task(schedule.run(10_000))
+            load = [asyncio.create_task(_endless(client)) for _ in range(10)]
+            try:
+                return await _looking(cluster)
+            finally:
+                for task in (hurting, *load):
+                    task.cancel()
+                await asyncio.wait([hurting, *load])
+
+
+async def _endless(client: Client) -> None:
+    while True:
+        tokens = client.draw.randint(2, 25)
+        await client.request(ask("a short one", temperature=0, max_tokens=tokens), Manner())
+
+
+async def _looking(cluster: Cluster) -> list[str]:
+    end = time.monotonic() + FOUND_WITHIN
+    while time.monotonic() < end:
+        await asyncio.sleep(_LOOK)
+        if violations := checks.audited(cluster, ended=False).violations:
+            return violations
+    return []
+
+
+async def run(report: Report, *, seed: int) -> None:
+    """All four; one that is not found is a violation."""
+    for bug in PROVOKED_BY:
+        began = time.monotonic()
+        violations = await found(bug, seed=seed)
+        took = time.monotonic() - began
+        report.row(bug, f"found after {took:.0f} s: {violations[0]}" if violations else "NOT FOUND")
+        if not violations:
+            report.violate([f"the bug {bug} was not found"])

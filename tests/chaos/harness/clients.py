@@ -1,0 +1,220 @@
+"""Clients that write down what they see, and say at once what must never be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from harness.catalogue import Ask
+from harness.wire import Answer, Events, asked
+
+ATTEMPT_WITHIN = 120.0  # seconds; request and queue timeouts are far below
+_LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
+GIVE_UP_AFTER = 240.0  # seconds of retries
+_RETRIED = {409, 429, 503, 504}
+EXPECTED_CODES = {  # how a request may end that was disturbed
+    *("no_worker", "queue_timeout", "rate_limit_exceeded", "redis_unavailable", "request_timeout"),
+    *("server_closing", "server_expired", "worker_lost"),
+}
+
+
+@dataclass
+class Attempt:
+    """One request on one connection, as its client saw it."""
+
+    api: str
+    began: float
+    ended: float = 0.0
+    reply: str = ""  # the answer's id
+    how: str = ""  # done, vanished, cut, refused (no connection), or the code of an error
+    status: int = 0
+    pieces: list[float] = field(default_factory=list)  # when each piece came
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a client behaves."""
+
+    key: bool = False  # sends an Idempotency-Key and tries again until it has its answer
+    vanish_at: int = 0  # goes away after so many pieces
+    pause_at: int = 0  # reads nothing for a while after so many pieces
+    pause: float = 0.0  # seconds
+
+
+class Violation(Exception):  # noqa: N818 - a finding
+    """Something that must never be seen."""
+
+
+@dataclass
+class _Text:
+    """The choices of one answer, compared with what is expected as they grow."""
+
+    ask: Ask
+    texts: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, choice: dict) -> None:
+        index = choice["index"]
+        if index in self.reasons:
+            raise Violation(f"choice {index} goes on after its end: {choice}")
+        delta = choice.get("delta") or choice.get("message")
+        text = delta.get("content") if delta is not None else choice.get("text")
+        self.texts[index] = self.texts.get(index, "") + (text or "")
+        if choice["finish_reason"]:
+            self.reasons[index] = choice["finish_reason"]
+        self._compare(index)
+
+    def _compare(self, index: int) -> None:
+        if not self.ask.expected:
+            return
+        text, reason = self.ask.expected[index]
+        have, ended = self.texts[index], self.reasons.get(index)
+        if not text.startswith(have) or (ended and (have, ended) != (text, reason)):
+            raise Violation(f"choice {index}: {have!r} ({ended}), not {text!r} ({reason})")
+
+    @property
+    def whole(self) -> bool:
+        return len(self.reasons) == self.ask.choices
+
+
+class Client:
+    """Sends requests to the API servers behind `ports` (name → port), and keeps its log."""
+
+    def __init__(
+        self, ports: Callable[[], dict[str, int]], draw: random.Random, *, patience: float = 1.0
+    ) -> None:
+        self.ports = ports
+        self.draw = draw
+        self.attempts: list[Attempt] = []
+        self.violations: list[str] = []
+        self.outcomes: Counter[str] = Counter()
+        self._patience = patience
+
+    async def request(self, ask: Ask, manner: Manner = Manner()) -> Attempt:
+        """Send it, and again while it is refused, or while its key allows it."""
+        headers = {"idempotency-key": str(uuid.UUID(int=self.draw.getrandbits(128)))}
+        until = time.monotonic() + GIVE_UP_AFTER
+        pause = 0.05
+        while True:
+            attempt = await self.attempt(ask, manner, headers if manner.key else {})
+            refused = attempt.how == "refused" or attempt.status in _RETRIED
+            again = refused or (manner.key and attempt.how not in ("done", "vanished"))
+            if not again or attempt.how == "vanished":
+                break
+            if time.monotonic() > until:
+                self.violate(attempt, f"no answer after {GIVE_UP_AFTER} s of retries")
+                break
+            await asyncio.sleep(self.draw.uniform(pause / 2, pause) * self._patience)
+            pause = min(2 * pause, 2.0)
+        self.outcomes[attempt.how] += 1
+        return attempt
+
+    async def attempt(self, ask: Ask, manner: Manner, headers: dict[str, str]) -> Attempt:
+        name, port = self.draw.choice(sorted(self.ports().items()))
+        attempt = Attempt(name, time.monotonic())
+        self.attempts.append(attempt)
+        leaves = manner.vanish_at > 0 and not ask.streams
+        try:
+            async with asyncio.timeout(_LEAVES_AFTER if leaves else ATTEMPT_WITHIN):
+                await self._attempt(ask, manner, headers, attempt, port)
+        except TimeoutError:
+            attempt.how = "vanished" if leaves else "hangs"
+            if not leaves:
+                self.violate(attempt, f"no end within {ATTEMPT_WITHIN} s")
+        except ConnectionRefusedError:
+            attempt.how = "refused"
+        except (OSError, EOFError):
+            attempt.how = "cut" if attempt.status == 200 else "refused"
+        except Violation as violation:
+            attempt.how = "violation"
+            self.violate(attempt, str(violation))
+        attempt.ended = time.monotonic()
+        return attempt
+
+    def violate(self, attempt: Attempt, what: str) -> None:
+        self.violations.append(f"request {attempt.reply or '?'} at {attempt.api}: {what}")
+
+    async def _attempt(
+        self, ask: Ask, manner: Manner, headers: dict[str, str], attempt: Attempt, port: int
+    ) -> None:
+        async with asked(port, ask.path, ask.payload, headers) as answer:
+            attempt.status = answer.status
+            if answer.status != 200:
+                error = json.loads(await answer.body())["error"]
+                self._ended_by(attempt, ask, error)
+            elif ask.streams:
+                await self._stream(answer, ask, manner, attempt)
+            else:
+                text = _Text(ask)
+                reply = json.loads(await answer.body())
+                attempt.reply = reply["id"]
+                for choice in reply["choices"]:
+                    text.add(choice)
+                self._done(attempt, text)
+
+    async def _stream(self, answer: Answer, ask: Ask, manner: Manner, attempt: Attempt) -> None:
+        text, events, seen = _Text(ask), Events(), 0
+        async for piece in answer.pieces():
+            attempt.pieces.append(time.monotonic())
+            for data in events.feed(piece):
+                self._event(data, ask, text, attempt)
+                seen += 1
+                if seen == manner.vanish_at:
+                    attempt.how = "vanished"
+                    return
+                if seen == manner.pause_at:
+                    await asyncio.sleep(manner.pause)
+        if not attempt.how:
+            attempt.how = "cut"
+
+    def _event(self, data: bytes, ask: Ask, text: _Text, attempt: Attempt) -> None:
+        if attempt.how:
+            raise Violation(f"the stream goes on after its end: {data!r}")
+        if data == b"[DONE]":
+            self._done(attempt, text)
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            self._ended_by(attempt, ask, chunk["error"])
+            return
+        if attempt.reply not in ("", chunk["id"]):
+            raise Violation(f"two ids in one stream: {attempt.reply} and {chunk['id']}")
+        attempt.reply = chunk["id"]
+        for choice in chunk["choices"]:
+            text.add(choice)
+
+    def _done(self, attempt: Attempt, text: _Text) -> None:
+        attempt.how = "done"
+        if not text.whole:
+            raise Violation(f"an end without an end of every choice: {text.reasons}")
+        if not text.ask.expected:
+            found = {index: (text.texts[index], why) for index, why in text.reasons.items()}
+            text.ask.expected = found
+
+    def _ended_by(self, attempt: Attempt, ask: Ask, error: dict) -> None:
+        attempt.how = code = error["code"]
+        told = ask.payload.get("messages") or [{"content": ""}]
+        allowed = EXPECTED_CODES | ({"engine_error"} if "[[oom" in told[0]["content"] else set())
+        if code == "cancelled" and attempt.status == 409:
+            return  # a retry with the same key has taken its place
+        if code not in allowed or "continued exactly" in error["message"]:
+            raise Violation(f"{attempt.status} {code}: {error['message']}")
+
+
+async def crowd(client: Client, size: int, work: Iterable[tuple[Ask, Manner]]) -> None:
+    """Send all of `work`, `size` requests at a time."""
+    waiting = iter(work)
+
+    async def one() -> None:
+        for ask, manner in waiting:
+            await client.request(ask, manner)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(size):
+            group.create_task(one())

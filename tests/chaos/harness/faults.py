@@ -1,0 +1,179 @@
+"""What can happen to a cluster, and a seeded schedule of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from harness.cluster import Cluster, Node
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault; `weight` says how often it is drawn."""
+
+    name: str
+    weight: int
+    happen: Callable[[Cluster, random.Random], Awaitable[None]]
+
+
+def _some(nodes: list[Node], draw: random.Random) -> Node:
+    return draw.choice(nodes)
+
+
+async def _stopped(node: Node, seconds: float) -> None:
+    node.signal(signal.SIGSTOP)
+    await asyncio.sleep(seconds)
+    node.signal(signal.SIGCONT)
+
+
+def _beyond(cluster: Cluster, draw: random.Random) -> float:
+    """A time after which a lease is surely over."""
+    return cluster.size.heartbeat * draw.uniform(1.2, 1.8)
+
+
+def _within(cluster: Cluster, draw: random.Random) -> float:
+    return cluster.size.heartbeat * draw.uniform(0.2, 0.7)
+
+
+async def kill_worker(cluster: Cluster, draw: random.Random) -> None:
+    _some(cluster.workers, draw).signal(signal.SIGKILL)
+
+
+async def stop_worker_beyond_its_lease(cluster: Cluster, draw: random.Random) -> None:
+    await _stopped(_some(cluster.workers, draw), _beyond(cluster, draw))
+
+
+async def stop_worker_briefly(cluster: Cluster, draw: random.Random) -> None:
+    await _stopped(_some(cluster.workers, draw), _within(cluster, draw))
+
+
+async def drain_worker(cluster: Cluster, draw: random.Random) -> None:
+    _some(cluster.workers, draw).signal(signal.SIGTERM)
+
+
+async def kill_api(cluster: Cluster, draw: random.Random) -> None:
+    _some(cluster.apis, draw).signal(signal.SIGKILL)
+
+
+async def stop_api_beyond_its_lease(cluster: Cluster, draw: random.Random) -> None:
+    await _stopped(_some(cluster.apis, draw), _beyond(cluster, draw))
+
+
+async def drain_api(cluster: Cluster, draw: random.Random) -> None:
+    _some(cluster.apis, draw).signal(signal.SIGTERM)
+
+
+async def kill_redis(cluster: Cluster, _draw: random.Random) -> None:
+    await cluster.restart_redis(kill=True)
+
+
+async def restart_redis(cluster: Cluster, _draw: random.Random) -> None:
+    await cluster.restart_redis(kill=False)
+
+
+async def hang_redis_briefly(cluster: Cluster, draw: random.Random) -> None:
+    await cluster.hang_redis(_within(cluster, draw))
+
+
+async def hang_redis(cluster: Cluster, draw: random.Random) -> None:
+    await cluster.hang_redis(draw.choice([3.0, 5.0, 8.0, 20.0]))
+
+
+async def fill_disk(cluster: Cluster, draw: random.Random) -> None:
+    await cluster.fill_disk(draw.uniform(0.5, 2.0) * cluster.size.heartbeat)
+
+
+async def delay_link(cluster: Cluster, draw: random.Random) -> None:
+    await draw.choice(cluster.links).delay(draw.choice([0.02, 0.1, 0.4]), draw.uniform(1, 4))
+
+
+async def cut_link(cluster: Cluster, draw: random.Random) -> None:
+    draw.choice(cluster.links).cut()
+
+
+async def hold_link(cluster: Cluster, draw: random.Random) -> None:
+    await draw.choice(cluster.links).hold(draw.choice([_within, _beyond])(cluster, draw))
+
+
+async def half_open_link(cluster: Cluster, draw: random.Random) -> None:
+    await draw.choice(cluster.links).swallow(draw.choice([_within, _beyond])(cluster, draw))
+
+
+async def drop_after_forwarding(cluster: Cluster, draw: random.Random) -> None:
+    await draw.choice(cluster.links).drop_answers(draw.uniform(0.05, 0.5))
+
+
+async def jump_wall_clock(cluster: Cluster, draw: random.Random) -> None:
+    hours = draw.choice([-30, -2, 2, 30])
+    await _some(cluster.workers, draw).ask(do="jump", wall=hours * 3600.0, lease=0.0)
+
+
+async def suspend_worker(cluster: Cluster, draw: random.Random) -> None:
+    """The lease clock jumps, as it does on a machine that was suspended."""
+    ahead = _beyond(cluster, draw)
+    await _some(cluster.workers, draw).ask(do="jump", wall=ahead, lease=ahead)
+
+
+FAULTS = [
+    Fault("worker: kill -9", 12, kill_worker),
+    Fault("worker: SIGSTOP beyond its lease", 8, stop_worker_beyond_its_lease),
+    Fault("worker: SIGSTOP within its lease", 4, stop_worker_briefly),
+    Fault("worker: SIGTERM", 6, drain_worker),
+    Fault("worker: wall clock jumps hours", 3, jump_wall_clock),
+    Fault("worker: suspended, lease clock jumps", 3, suspend_worker),
+    Fault("API server: kill -9", 6, kill_api),
+    Fault("API server: SIGSTOP beyond its lease", 3, stop_api_beyond_its_lease),
+    Fault("API server: SIGTERM", 3, drain_api),
+    Fault("Redis: kill -9 and restart", 4, kill_redis),
+    Fault("Redis: restart", 2, restart_redis),
+    Fault("Redis: hangs within the lease", 3, hang_redis_briefly),
+    Fault("Redis: hangs 3 to 20 s", 2, hang_redis),
+    Fault("Redis: disk full", 2, fill_disk),
+    Fault("link: slow", 8, delay_link),
+    Fault("link: cut", 8, cut_link),
+    Fault("link: held, then delivered", 8, hold_link),
+    Fault("link: half-open", 8, half_open_link),
+    Fault("link: dropped after forwarding", 7, drop_after_forwarding),
+]
+
+
+class Schedule:
+    """Injects faults at random moments, several at a time; the same seed gives the same order."""
+
+    def __init__(self, cluster: Cluster, faults: list[Fault], *, seed: int, pause: float) -> None:
+        self.count: Counter[str] = Counter()
+        self.failed: list[str] = []  # faults that could not be injected
+        self._cluster = cluster
+        self._faults = faults
+        self._draw = random.Random(f"faults {seed}")
+        self._pause = pause  # seconds between two, on average
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, most: int) -> None:
+        """Inject `most` faults, or until cancelled; leaves none behind unhealed."""
+        weights = [fault.weight for fault in self._faults]
+        try:
+            while sum(self.count.values()) < most:
+                await asyncio.sleep(self._draw.expovariate(1 / self._pause))
+                (fault,) = self._draw.choices(self._faults, weights)
+                self.inject(fault)
+        finally:
+            if self._running:
+                await asyncio.shield(asyncio.wait(self._running))
+
+    def inject(self, fault: Fault) -> None:
+        self.count[fault.name] += 1
+        draw = random.Random(self._draw.random())
+        task = asyncio.create_task(fault.happen(self._cluster, draw))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.failed.append(f"{error!r}")

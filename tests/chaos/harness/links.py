@@ -1,0 +1,127 @@
+"""A TCP proxy between two processes, with what can go wrong between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+
+_CHUNK = 65_536
+
+
+class Link:
+    """One listening port that leads to another one; faults hold until they are taken back."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name = name
+        self.port = 0
+        self.target = 0
+        self.disturbed: list[tuple[float, float]] = []  # when it cut or held what passes
+        self._random = random.Random(f"{seed}:{name}")
+        self._delay = 0.0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._swallows = False
+        self._drops_answers = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_CHUNK)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def aclose(self) -> None:
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def connections(self) -> int:
+        return len(self._writers) // 2
+
+    # Faults
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        self._note(0)
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def delay(self, most: float, seconds: float) -> None:
+        """Let every piece take up to `most` seconds, each direction in order."""
+        self._delay = most
+        await asyncio.sleep(seconds)
+        self._delay = 0.0
+
+    async def hold(self, seconds: float) -> None:
+        """Let nothing through, then everything: a zombie's words arrive late."""
+        self._note(seconds)
+        self._open.clear()
+        await asyncio.sleep(seconds)
+        self._open.set()
+
+    async def swallow(self, seconds: float) -> None:
+        """Half-open: both sides believe that they are connected, and nothing arrives."""
+        self._note(seconds)
+        self._swallows = True
+        await asyncio.sleep(seconds)
+        self._swallows = False
+        self.cut()
+
+    async def drop_answers(self, seconds: float) -> None:
+        """Let requests through, and reset each connection instead of answering."""
+        self._note(seconds)
+        self._drops_answers = True
+        await asyncio.sleep(seconds)
+        self._drops_answers = False
+
+    def _note(self, seconds: float) -> None:
+        now = time.monotonic()
+        self.disturbed.append((now, now + seconds))
+
+    # Plumbing
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far = await asyncio.open_connection("127.0.0.1", self.target, limit=_CHUNK)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, far[1]}
+        self._writers |= pair
+        pumps = (
+            self._pump(reader, far[1], answers=False),
+            self._pump(far[0], writer, answers=True),
+        )
+        tasks = [asyncio.create_task(pump) for pump in pumps]
+        self._tasks |= set(tasks)
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            self._writers -= pair
+            self._tasks -= set(tasks)
+            for each in pair:
+                each.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                if self._delay:
+                    await asyncio.sleep(self._random.uniform(0, self._delay))
+                await self._open.wait()
+                if self._swallows:
+                    continue
+                if answers and self._drops_answers:
+                    break
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError, RuntimeError):
+            if answers:  # a server that has ended, or was reset: nothing more to say to it
+                writer.close()
+            else:
+                writer.write_eof()

@@ -1,0 +1,96 @@
+"""Clients that read slowly, or never: what they cost the others, and when they are cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from harness import checks
+from harness.catalogue import Ask, ask
+from harness.clients import Client, Manner
+from harness.cluster import ROOT, Api, Cluster, Size, until
+from harness.report import Report
+from harness.wire import request_bytes
+
+_NEVER = 8  # clients that never read
+_OTHERS = 8
+_WRITE_TIMEOUT = 4.0
+_SIZE = Size(apis=1, workers=2, slots=12, tick=0.02, write_timeout=_WRITE_TIMEOUT)
+_SECONDS = 5.0
+_TOKENS = 4000
+_ANSWER = _TOKENS * 0.02  # seconds that an answer takes
+_BACKLOG = 4096  # bytes that a client's socket takes in without being read
+
+
+async def run(report: Report, *, seed: int) -> None:
+    """Others alone, then beside clients that never read."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        async with Cluster(Path(directory), _SIZE) as cluster:
+            client = Client(cluster.ports, random.Random(seed))
+            normal = ask("others", temperature=0, max_tokens=60)
+            await client.request(normal)
+            alone = await _pauses(client, normal)
+            processes = checks.Processes(cluster)
+            await processes.remember()
+            began = time.monotonic()
+            deaf = [_never_reads(cluster.apis[0]) for _ in range(_NEVER)]
+            await until(lambda: _held(cluster) >= _NEVER, "their start")
+            beside = await _pauses(client, normal)
+            report.violate(await _cut_off(cluster))
+            report.row(
+                "clients that never read: cut off and their slots free after",
+                f"{time.monotonic() - began:.0f} s",
+            )
+            for each in deaf:
+                each.close()
+            report.violate(await checks.settled(cluster))
+            report.violate(await processes.compare())
+            report.violate(client.violations)
+            report.row("median pause of others alone / beside", f"{alone:.1f} / {beside:.1f} ms")
+
+
+def _held(cluster: Cluster) -> int:
+    workers = cluster.client.zrange(f"{ROOT}:alive", 0, -1)
+    return sum(cluster.client.hlen(f"{ROOT}:lease:{worker}") for worker in workers)
+
+
+async def _pauses(client: Client, normal: Ask) -> float:
+    """The median time between two pieces, in ms."""
+    first = len(client.attempts)
+    end = time.monotonic() + _SECONDS
+
+    async def one() -> None:
+        while time.monotonic() < end:
+            await client.request(normal, Manner())
+
+    await asyncio.gather(*(one() for _ in range(_OTHERS)))
+    attempts = client.attempts[first:]
+    pauses = [
+        b - a for each in attempts for a, b in zip(each.pieces, each.pieces[1:], strict=False)
+    ]
+    return 1000 * statistics.median(pauses)
+
+
+def _never_reads(api: Api) -> socket.socket:
+    """A client with a small window that asks for a long answer, straight at the server."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BACKLOG)
+    client.connect(("127.0.0.1", api.door.target))
+    long = ask("a long one", temperature=0, max_tokens=_TOKENS)
+    client.sendall(request_bytes(long.path, json.dumps(long.payload).encode(), {}))
+    return client
+
+
+async def _cut_off(cluster: Cluster) -> list[str]:
+    """Wait until no worker works for them; their answers take much longer than the bound."""
+    try:
+        await until(lambda: not _held(cluster), "their end", _ANSWER * 0.75)
+    except TimeoutError:
+        return ["clients that never read were not cut off"]
+    return []

@@ -1,0 +1,22 @@
+"""The short form of `make chaos`: a storm of some seconds, and a bug that the checks must find."""
+
+from __future__ import annotations
+
+from harness import can_fail, storm
+from harness.faults import FAULTS
+from harness.report import Report
+
+_LONG = {"Redis: hangs 3 to 20 s", "API server: SIGTERM"}  # for `make chaos`
+
+
+async def test_nothing_is_lost_and_nothing_runs_twice(tmp_path):
+    report = Report("a short storm", logs=tmp_path)
+    kinds = [fault for fault in FAULTS if fault.name not in _LONG]
+    await storm.run(storm.Storm(requests=100, faults=12, pause=0.5, seed=1, kinds=kinds), report)
+    print(report)
+    assert not report.violations
+
+
+async def test_the_checks_find_a_reaper_that_requeues_by_itself():
+    (first, *_) = await can_fail.found("reaper_requeues_by_itself", seed=1)
+    assert "its reader did not resume" in first
