@@ -27,6 +27,7 @@ from queueserve.child import Child
 from queueserve.errors import QueueServeError, RedisUnavailableError
 from queueserve.queue.address import shown
 from queueserve.queue.connection import open_redis
+from queueserve.queue.directory import known_cards
 from queueserve.queue.embedded import EmbeddedRedis
 from queueserve.queue.inspect import snapshot
 from queueserve.queue.keys import Keys
@@ -205,11 +206,19 @@ class Supervisor:
                     continue
                 if len(waiting) == len(self._workers):
                     click.echo(f"Ready    after {time.monotonic() - self._began:.1f} s")
-                    click.echo(welcome(address, found[joined[0].pid]))
+                    model = found[joined[0].pid]
+                    click.echo(welcome(address, model, chats=await self._chats(redis, model)))
                 waiting = [child for child in waiting if child not in joined]
                 if self._settings.workers > 1:
                     there = self._settings.workers - len(waiting)
                     click.echo(f"Workers  {there} of {self._settings.workers} are there")
+
+    async def _chats(self, redis: Redis, model: str) -> bool:
+        try:
+            cards = await known_cards(redis, Keys(self._settings.prefix))
+        except RedisUnavailableError:
+            return True
+        return all("chat" in card.tasks for card in cards if card.name == model)
 
     async def _registered(self, redis: Redis) -> dict[int | None, str]:
         """Process id → model, of the workers on this machine."""

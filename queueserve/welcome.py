@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -33,28 +34,35 @@ class Address:
         return f"{self.scheme}://{_ANY.get(self.host, host)}:{self.port}"
 
 
-def welcome(address: Address, model: str) -> str:
-    """Give the text, with `model` as the example."""
+def welcome(address: Address, model: str, *, chats: bool = True) -> str:
+    """Give the text, with `model` as the example; `chats`: it generates."""
+    chat = f"\n  Chat     {_chat(address)}" if chats else ""
     return f"""
   Model    {model}
   API      {address.url}/v1
-  Try it   {_curl(address, model)}
-  Chat     {_chat(address)}
+  Try it   {_try_it(address, model, chats=chats)}{chat}
   Look in  {_redis_cli(address.redis_url)}   (valkey-cli does the same)
   Stop     Ctrl-C
 """
 
 
-def _curl(address: Address, model: str) -> str:
+def _try_it(address: Address, model: str, *, chats: bool) -> str:
+    if not chats:
+        asked = {"query": _QUESTION, "documents": ["Paris is in France.", "Bread is food."]}
+        return _curl(address, "rerank", {"model": model, **asked})
     body = {
         "model": model,
         "messages": [{"role": "user", "content": _QUESTION}],
         "temperature": 0,  # a small model needs it to make sense, and a bound to come to an end
         "max_tokens": 64,
     }
+    return _curl(address, "chat/completions", body)
+
+
+def _curl(address: Address, path: str, body: dict[str, Any]) -> str:
     key = '-H "Authorization: Bearer $QUEUESERVE_API_KEY" ' if address.keyed else ""
     return (
-        f"curl {address.url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
+        f"curl {address.url}/v1/{path} {key}-H 'Content-Type: application/json' "
         f"-d {shlex.quote(orjson.dumps(body).decode())}"
     )
 

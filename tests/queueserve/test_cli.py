@@ -314,6 +314,12 @@ def test_the_welcome_names_what_can_be_pasted(address, lines):
     assert "secret" not in text
 
 
+def test_the_welcome_of_a_model_that_does_not_chat_asks_for_what_it_does():
+    text = welcome(Address("http", "127.0.0.1", 8000, "redis://h"), "m", chats=False)
+    assert "curl http://127.0.0.1:8000/v1/rerank " in text
+    assert "queueserve chat" not in text
+
+
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
