@@ -17,6 +17,8 @@ from workers.engines.grammar import to_lark
 
 RequestOutput: TypeAlias = Any  # vllm is not followed by mypy
 
+_BIASES = 1024  # more of them would end vLLM's engine process
+
 
 def parameters(
     sequence: Sequence, *, left: int, ends: Iterable[int], seeds_by_position: bool
@@ -34,6 +36,12 @@ def parameters(
         # Where the constraint is fulfilled nothing but an end may come: it is unlikely, not banned.
         bias |= dict.fromkeys(ends, -100.0)
         ignores_ends = False
+    if len(bias) > _BIASES:
+        raise InvalidRequestError(
+            f"vLLM takes biases for {_BIASES} tokens at most: logit_bias, and for a sequence that "
+            "goes on here the penalties of what was generated elsewhere",
+            param="logit_bias",
+        )
     return SamplingParams(
         max_tokens=left,
         min_tokens=min(max(0, own.min_tokens - index), left),

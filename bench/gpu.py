@@ -1,0 +1,411 @@
+"""QueueServe in front of vLLM against vLLM itself, on a machine with GPUs; all in one command.
+
+For each model: vLLM alone (AsyncLLM in a process), vLLM's own OpenAI server, QueueServe (embedded
+Redis, API servers, a worker a GPU) and, for comparison, the transformers engine. The models have
+random weights, as speed does not depend on their values: Vicuna-7B's shape, and SmolLM2's.
+
+    python bench/gpu.py --tokenizer DIRECTORY [--models vicuna,smollm2] [--out results]
+
+DIRECTORY holds SmolLM2's tokenizer and config.json. Prints a table; raw numbers go to `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from queueserve.queue.embedded import EmbeddedRedis
+
+HERE = Path(__file__).resolve().parent
+SYSTEMS = ("alone", "server", "queueserve", "transformers")
+VICUNA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "vocab_size": 32000,
+}
+
+
+class Bench:
+    """The processes of one run, their log, and what was measured."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.options = options
+        self.scratch = scratch
+        self.results: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print with the seconds since the start."""
+        print(f"{time.monotonic() - self._began:6.0f} s  {text}", flush=True)
+
+    @property
+    def engine_arguments(self) -> list[str]:
+        """What every vLLM gets, so that all run the same batches."""
+        most = max(self.options.streams)
+        return [
+            *("--load-format", "dummy", "--max-num-seqs", str(most)),
+            *("--max-num-batched-tokens", "8192", *self.options.engine_arguments.split()),
+        ]
+
+    @contextmanager
+    def process(
+        self, name: str, *command: str, gpu: int = 0, library: str = ""
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a process to the end of the block; it may use one GPU, and libraries of its own."""
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        if self.options.gpus == 0:
+            del env["CUDA_VISIBLE_DEVICES"]
+        places = [library, str(HERE.parent), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        with (self.scratch / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):  # what it has started and left behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def note(self, model: str, system: str, gpus: int, found: Mapping[str, Any]) -> None:
+        """Keep what a load generator printed, and say the main figure."""
+        rounds = found["rounds"]
+        rate = statistics.median(one["rate"] for one in rounds)
+        self.results.append({"model": model, "system": system, "gpus": gpus, **found})
+        self.say(f"{model} {system} {gpus} GPU, {found['streams']} streams: {rate:.0f} tokens/s")
+
+    def in_process(
+        self, model: Path, system: str, streams: list[int], *arguments: str, library: str = ""
+    ) -> None:
+        """Measure an engine in a process of its own, without Redis and HTTP."""
+        log = self.scratch / f"{model.name}-{system}.log"
+        command = [
+            *(str(HERE / "gpu_alone.py"), "--model", str(model)),
+            *("--streams", ",".join(map(str, streams)), "--rounds", str(self.options.rounds)),
+            *("--prompt", str(self.options.prompt), "--tokens", str(self.options.tokens)),
+            *arguments,
+        ]
+        with self.process(log.stem, *command, library=library) as process:
+            process.wait(self.options.patience)
+            lines = log.read_text(errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if line.startswith('{"streams"')]
+        for one in found:
+            self.note(model.name, system, 1, one)
+        if len(found) < len(streams):
+            raise RuntimeError(f"{system} ended early (status {process.returncode})")
+
+    def load(self, model: str, urls: list[str], streams: int, loaders: int) -> dict[str, Any]:
+        """Measure servers, from `loaders` processes at once."""
+        shares = [streams // loaders + (at < streams % loaders) for at in range(loaders)]
+        command = [
+            *(sys.executable, str(HERE / "gpu_load.py"), "--model", model),
+            *("--rounds", str(self.options.rounds), "--prompt", str(self.options.prompt)),
+            *("--tokens", str(self.options.tokens)),
+        ]
+        running = []
+        for at, share in enumerate(filter(None, shares)):
+            mine = urls[at::loaders] or urls
+            running.append(
+                subprocess.Popen(
+                    [*command, "--seed", str(at + 10), "--streams", str(share), "--urls", *mine],
+                    stdout=subprocess.PIPE,
+                )
+            )
+        outputs = [process.communicate(timeout=self.options.patience)[0] for process in running]
+        if any(process.returncode for process in running):
+            raise RuntimeError("a load generator failed")
+        return _together(streams, [json.loads(output) for output in outputs])
+
+
+def _together(streams: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rounds of several load generators, which run side by side, as one."""
+    rounds = [
+        {
+            "tokens": sum(one["tokens"] for one in same),
+            "rate": sum(one["rate"] for one in same),
+            "seconds": max(one["seconds"] for one in same),
+            "first_ms": [ms for one in same for ms in one["first_ms"]],
+            "gaps_ms": [ms for one in same for ms in one["gaps_ms"]],
+        }
+        for same in zip(*(part["rounds"] for part in parts), strict=True)
+    ]
+    return {"streams": streams, "rounds": rounds}
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until `url` answers with 200. Raises RuntimeError if the process ends before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"a server ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own
+                if answer.status == 200:  # noqa: PLR2004
+                    return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.2)
+    raise RuntimeError(f"{url} did not answer within {seconds:.0f} s")
+
+
+def server(bench: Bench, model: Path) -> None:
+    """Measure the OpenAI servers of vLLM itself, one a GPU."""
+    gpus = max(1, bench.options.gpus)
+    ports = [18100 + at for at in range(gpus)]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                bench.process(
+                    f"{model.name}-server-{gpu}",
+                    *("-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+                    *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"),
+                    *("--disable-uvicorn-access-log", *bench.engine_arguments),
+                    gpu=gpu,
+                )
+            )
+            for gpu, port in enumerate(ports)
+        ]
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        for url, process in zip(urls, processes, strict=True):
+            wait_for(f"{url}/health", process, bench.options.patience)
+        for streams in bench.options.streams:
+            bench.note(model.name, "server", 1, bench.load("m", urls[:1], streams, 1))
+        if gpus > 1:
+            for streams in bench.options.streams:
+                many = streams * gpus
+                bench.note(model.name, "server", gpus, bench.load("m", urls, many, gpus))
+
+
+def queueserve(bench: Bench, model: Path) -> None:
+    """QueueServe: Redis, API servers, and a worker for each GPU."""
+    gpus = max(1, bench.options.gpus)
+    ports = [18200 + at for at in range(bench.options.api_servers * gpus)]
+    with ExitStack() as stack:
+        redis = stack.enter_context(EmbeddedRedis(bench.scratch / "redis" / model.name, port=0))
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        servers = [
+            stack.enter_context(
+                bench.process(
+                    f"{model.name}-api-{port}",
+                    *("-m", "queueserve.cli", "serve", "--port", str(port)),
+                    *("--redis-url", redis.url),
+                )
+            )
+            for port in ports
+        ]
+
+        def worker(gpu: int) -> subprocess.Popen[bytes]:
+            return stack.enter_context(
+                bench.process(
+                    f"{model.name}-worker-{gpu}",
+                    *("-m", "workers.cli", "--engine", "vllm", "--model-path", str(model)),
+                    *("--model-names", "m", "--redis-url", redis.url),
+                    *("--", *bench.engine_arguments),
+                    gpu=gpu,
+                )
+            )
+
+        first = worker(0)
+        for url in urls:
+            wait_for(f"{url}/ready", first, bench.options.patience)
+        own = urls[: bench.options.api_servers]
+        for streams in bench.options.streams:
+            before = _cpu(first), _cpu(servers[0])
+            found = bench.load("m", own, streams, 1)
+            spent = _cpu(first) - before[0], _cpu(servers[0]) - before[1]
+            found |= {"cpu_seconds": {"worker": spent[0], "first API server": spent[1]}}
+            bench.note(model.name, "queueserve", 1, found)
+        if gpus > 1:
+            others = [worker(gpu) for gpu in range(1, gpus)]
+            _until_workers(redis.url, gpus, others, bench.options.patience)
+            for streams in bench.options.streams:
+                many = streams * gpus
+                bench.note(model.name, "queueserve", gpus, bench.load("m", urls, many, gpus))
+
+
+def _until_workers(
+    url: str, count: int, processes: list[subprocess.Popen[bytes]], seconds: float
+) -> None:
+    import redis  # noqa: PLC0415
+
+    until = time.monotonic() + seconds
+    with redis.Redis.from_url(url) as client:
+        while client.zcard("qs:{m}:alive") < count:
+            if time.monotonic() > until or any(one.poll() is not None for one in processes):
+                raise RuntimeError("not all workers have joined")
+            time.sleep(0.2)
+
+
+def _cpu(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time that a process has used, without its children."""
+    parts = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def transformers(bench: Bench, model: Path) -> None:
+    """The transformers engine, in a process of its own; it wants real weights on the disk."""
+    filled = bench.scratch / "filled" / model.name
+    shutil.copytree(model, filled)
+    script = (
+        "import sys, torch\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "config = AutoConfig.from_pretrained(sys.argv[1])\n"
+        "torch.set_default_device('cuda' if torch.cuda.is_available() else 'cpu')\n"
+        "model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)\n"
+        "model.save_pretrained(sys.argv[1])\n"
+    )
+    library = bench.options.transformers_path
+    fill = ("-c", script, str(filled))
+    with bench.process(f"{model.name}-fill", *fill, library=library) as process:
+        if process.wait(bench.options.patience):
+            raise RuntimeError("the random weights could not be written")
+    streams = [size for size in bench.options.streams if size <= 64]  # noqa: PLR2004
+    adapter = ("--adapter", "transformers")
+    bench.in_process(filled, "transformers", streams, *adapter, library=library)
+    shutil.rmtree(filled)
+
+
+def alone(bench: Bench, model: Path) -> None:
+    """AsyncLLM in a process of its own."""
+    bench.in_process(model, "alone", bench.options.streams, "--", *bench.engine_arguments)
+
+
+def write_models(tokenizer: Path, into: Path) -> dict[str, Path]:
+    """Directories with a configuration and a tokenizer, and without weights."""
+    configs = {"vicuna": VICUNA, "smollm2": json.loads((tokenizer / "config.json").read_text())}
+    for name, config in configs.items():
+        (into / name).mkdir(parents=True)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (tokenizer / file).is_file():
+                shutil.copy(tokenizer / file, into / name)
+        (into / name / "config.json").write_text(json.dumps(config))
+    return {name: into / name for name in configs}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The medians of all rounds, one line a measurement."""
+    lines = [
+        "model    system        GPUs  streams  tokens/s  first token p50    p99   gap p50    p99 ms"
+    ]
+    for one in results:
+        rounds = one["rounds"]
+        first = sorted(ms for each in rounds for ms in each["first_ms"])
+        gaps = sorted(ms for each in rounds for ms in each["gaps_ms"]) or [0.0]
+        rate = statistics.median(each["rate"] for each in rounds)
+        lines.append(
+            f"{one['model']:8} {one['system']:12} {one['gpus']:5} {one['streams']:8} {rate:9.0f}"
+            f"  {_at(first, 0.5):15.1f} {_at(first, 0.99):6.1f}"
+            f"   {_at(gaps, 0.5):7.2f} {_at(gaps, 0.99):6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _at(values: list[float], part: float) -> float:
+    return values[min(len(values) - 1, int(part * len(values)))]
+
+
+def machine() -> str:
+    """What it ran on."""
+    found = [f"{os.cpu_count()} cores", f"Python {platform.python_version()}"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        found += subprocess.run(
+            query, capture_output=True, text=True, check=False
+        ).stdout.splitlines()
+    return "; ".join(found)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="QueueServe and vLLM on GPUs.")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--models", default="vicuna")
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--gpus", type=int, default=1, help="0: a CPU")
+    parser.add_argument("--api-servers", type=int, default=2, help="processes a GPU")
+    parser.add_argument("--streams", default="1,64,256")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--transformers-path", default="", help="a newer one for its engine")
+    parser.add_argument("--engine-arguments", default="", help="more of vLLM's, for all of them")
+    parser.add_argument("--patience", type=float, default=240, help="seconds for any one step")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    options = parser.parse_args()
+    options.streams = [int(size) for size in options.streams.split(",")]
+    return options
+
+
+def main() -> None:
+    """Measure everything; what fails is said, and the rest goes on."""
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(options, Path(scratch))
+        bench.say(machine())
+        models = write_models(options.tokenizer, Path(scratch) / "models")
+        failures: list[str] = []
+        try:
+            for model in options.models.split(","):
+                for system in options.systems.split(","):
+                    _try(system, bench, models[model], failures)
+                    _save(bench, failures)
+        finally:
+            print(table(bench.results))
+            print("\n".join(f"FAILED {failure}" for failure in failures))
+    sys.exit(bool(failures))
+
+
+def _try(system: str, bench: Bench, model: Path, failures: list[str]) -> None:
+    try:
+        globals()[system](bench, model)
+    except Exception as error:  # noqa: BLE001  # one system must not end the others
+        failures.append(f"{model.name} {system}: {type(error).__name__}: {error}")
+        bench.say(failures[-1])
+
+
+def _save(bench: Bench, failures: list[str]) -> None:
+    """Write the raw numbers and the ends of all logs so far."""
+    raw = {"machine": machine(), "options": vars(bench.options), "failures": failures}
+    (bench.options.out / "gpu.json").write_text(
+        json.dumps(raw | {"results": bench.results}, default=str)
+    )
+    with (bench.options.out / "logs.txt").open("w") as file:
+        for log in sorted(bench.scratch.glob("*.log")):
+            end = log.read_text(errors="replace").splitlines()[-150:]
+            file.write("\n".join([f"== {log.name}", *(line[:2000] for line in end), ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""An engine in this process, without Redis and HTTP: vLLM's AsyncLLM, or one of our adapters.
+
+The same streams as `gpu_load.py` sends, and the same JSON, one object a number of streams. With
+`--adapter` the streams go through that adapter of QueueServe, with which its own cost shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_load import Stream, summary
+
+from queueserve.protocol import Sampling
+from workers.engines.base import Output, Sequence
+from workers.models import EngineOptions, ModelSource, make_engine
+
+
+async def vllm_rounds(options: argparse.Namespace) -> None:
+    """AsyncLLM as its makers show it: a task for each request."""
+    from vllm import SamplingParams  # noqa: PLC0415
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+    from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
+
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    args = parser.parse_args(["--model", options.model, *options.arguments])
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=options.tokens,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+    async def one(name: str, prompt: list[int]) -> Stream:
+        stream = Stream(began=time.perf_counter())
+        inputs: Any = {"prompt_token_ids": prompt}
+        async for output in llm.generate(inputs, params, request_id=name):
+            stream.times.append(time.perf_counter())
+            stream.tokens += len(output.outputs[0].token_ids)
+        stream.times.append(stream.times[-1])  # as the event that carries the usage
+        return stream
+
+    async def rounds_of(prompts: list[list[int]], number: int) -> list[Stream]:
+        return await asyncio.gather(*(one(f"{number}-{at}", p) for at, p in enumerate(prompts)))
+
+    await rounds(options, rounds_of)
+    llm.shutdown()
+
+
+async def adapter_rounds(options: argparse.Namespace) -> None:
+    """One of QueueServe's adapters, driven as its worker drives it."""
+    source = ModelSource(path=options.model, origin="", engine=options.adapter, name="m")
+    most = max(map(int, options.streams.split(",")))
+    engine = make_engine(
+        source,
+        EngineOptions(
+            slots=most,
+            context_length=options.context_length,
+            dtype=options.dtype,
+            arguments=tuple(options.arguments),
+        ),
+    )
+    streams: dict[str, Stream] = {}
+    left: set[str] = set()
+    over = asyncio.Event()
+
+    def sink(outputs: list[Output]) -> None:
+        now = time.perf_counter()
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+            if output.tokens:
+                streams[output.id].times.append(now)
+                streams[output.id].tokens += len(output.tokens)
+            if output.finish is not None:
+                streams[output.id].times.append(now)
+                left.discard(output.id)
+        if not left:
+            over.set()
+
+    async def round_of(prompts: list[list[int]], number: int) -> list[Stream]:
+        streams.clear()
+        over.clear()
+        sampling = Sampling(temperature=0.0, max_tokens=options.tokens, ignore_eos=True)
+        names = [f"{number}-{at}" for at in range(len(prompts))]
+        left.update(names)
+        for name, prompt in zip(names, prompts, strict=True):
+            streams[name] = Stream(began=time.perf_counter())
+            engine.add(Sequence(id=name, prompt=tuple(prompt), sampling=sampling))
+        async with asyncio.timeout(240):
+            await over.wait()
+        return list(streams.values())
+
+    await engine.start(sink)
+    await rounds(options, round_of)
+    await engine.close()
+
+
+async def rounds(options: argparse.Namespace, round_of: Any) -> None:
+    """Print the rounds of every number of streams, each after a warm-up."""
+    draw = random.Random(options.seed)  # noqa: S311  # prompts, no secrets
+    number = 0
+    for size in map(int, options.streams.split(",")):
+        results = []
+        for _ in range(1 + options.rounds):
+            number += 1
+            prompts = [
+                [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+                for _ in range(size)
+            ]
+            results.append(summary(await round_of(prompts, number)))
+        print(json.dumps({"streams": size, "rounds": results[1:]}), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="An engine in this process.")
+    parser.add_argument("--model", required=True, type=str)
+    parser.add_argument("--adapter", help="vllm or transformers; default: AsyncLLM itself")
+    parser.add_argument("--streams", default="1,64,256")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--vocabulary", type=int, default=30_000)
+    parser.add_argument("--context-length", type=int, default=1024)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("arguments", nargs="*", help="after --: vLLM's")
+    options = parser.parse_args()
+    if not Path(options.model).is_dir():
+        parser.error(f"there is no directory {options.model}")
+    return options
+
+
+if __name__ == "__main__":
+    OPTIONS = parse()
+    asyncio.run((adapter_rounds if OPTIONS.adapter else vllm_rounds)(OPTIONS))

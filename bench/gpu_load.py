@@ -1,0 +1,159 @@
+"""A light HTTP load: streams of completions that start together, and when their tokens came.
+
+A process of its own, so that its work is not the server's. It reads bytes as they come and counts
+events, as a client library's own cost would hide the server's. Prints one JSON object.
+
+    python bench/gpu_load.py --urls http://127.0.0.1:8000 --model m --streams 64 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_EVENT = b'data: {"'
+_USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
+_BOUND = 120.0  # seconds that a round may take
+
+
+@dataclass
+class Stream:
+    """What one stream gave; times are of the performance counter, in seconds."""
+
+    began: float = 0.0
+    times: list[float] = field(default_factory=list)  # of every event
+    tokens: int = 0
+
+
+class _Reader(asyncio.Protocol):
+    """Notes when the events of one answer come."""
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tail = b""
+
+    def begin(self) -> None:
+        """Note that the request goes out now."""
+        self.stream.began = time.perf_counter()
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        if not self.stream.times and not self._tail and not data.startswith(b"HTTP/1.1 200"):
+            self._end(RuntimeError(data[:500].decode(errors="replace")))
+            return
+        joined = self._tail + data
+        seen = self._tail.count(_EVENT)
+        self.stream.times += [now] * (joined.count(_EVENT) - seen)
+        if b"data: [DONE]" in joined:
+            found = _USAGE.findall(joined)
+            self.stream.tokens = int(found[-1]) if found else 0
+            self._end(None)
+        self._tail = joined[-1500:]  # the usage comes in the last event
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or RuntimeError("the server closed the connection"))
+
+    def _end(self, error: Exception | None) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+
+
+def _request(host: str, model: str, prompt: list[int], tokens: int) -> bytes:
+    body = json.dumps(
+        {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer none\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def round_of(options: argparse.Namespace, streams: int, draw: random.Random) -> list[Stream]:
+    """Run `streams` streams at once, spread over the servers; each has a prompt of its own."""
+    loop = asyncio.get_running_loop()
+    readers: list[tuple[_Reader, asyncio.Transport, bytes]] = []
+    for number in range(streams):
+        at = urlsplit(options.urls[number % len(options.urls)])
+        transport, reader = await loop.create_connection(_Reader, at.hostname, at.port)
+        prompt = [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+        readers.append(
+            (reader, transport, _request(at.netloc, options.model, prompt, options.tokens))
+        )
+    for reader, transport, request in readers:
+        reader.begin()
+        transport.write(request)
+    try:
+        async with asyncio.timeout(_BOUND):
+            await asyncio.gather(*(reader.ended for reader, _, _ in readers))
+    finally:
+        for _, transport, _ in readers:
+            transport.close()
+    return [reader.stream for reader, _, _ in readers]
+
+
+def summary(streams: list[Stream]) -> dict[str, object]:
+    """The rate of a round in tokens/s, and times in ms."""
+    start = min(stream.began for stream in streams)
+    end = max(stream.times[-1] for stream in streams)
+    tokens = sum(stream.tokens for stream in streams)
+    return {
+        "tokens": tokens,
+        "seconds": end - start,
+        "rate": tokens / (end - start),
+        "first_ms": [1000 * (stream.times[0] - stream.began) for stream in streams],
+        "gaps_ms": [
+            1000 * (later - earlier)
+            for stream in streams
+            for earlier, later in zip(stream.times[:-1], stream.times[1:-1], strict=False)
+        ],
+    }
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Warm up, run the rounds, print them."""
+    draw = random.Random(options.seed)  # noqa: S311  # prompts, no secrets
+    for _ in range(options.warm_up):
+        await round_of(options, options.streams, draw)
+    rounds = [
+        summary(await round_of(options, options.streams, draw)) for _ in range(options.rounds)
+    ]
+    print(json.dumps({"streams": options.streams, "rounds": rounds}))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Streams of completions against servers.")
+    parser.add_argument("--urls", nargs="+", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--streams", type=int, required=True)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--vocabulary", type=int, default=30_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(parse()))
