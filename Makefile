@@ -34,7 +34,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test chaos chaos-can-fail check lock judge
+.PHONY: serve install test chaos chaos-can-fail check lock judge model
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -53,6 +53,10 @@ chaos: .venv/.light .venv/.dev
 # The checks of `make chaos` must find each of four bugs that are put back in.
 chaos-can-fail: .venv/.light .venv/.dev
 	PYTHONPATH=tests/chaos $(BIN)/python -m harness can_fail $(ARGS)
+
+# The protocol of the queue, every interleaving of systems that are larger than those in `make test`.
+model: .venv/.dev
+	QUEUESERVE_MODEL=large $(BIN)/pytest -v -rP tests/model
 
 check: .venv/.dev
 	$(BIN)/ruff check

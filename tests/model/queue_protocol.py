@@ -1,0 +1,289 @@
+"""The protocol of the queue as a state machine, so small that every interleaving can be tried.
+
+One API server, some workers with a slot each, some jobs of LENGTH tokens. Actions are named like
+the functions of the library, and like what workers and API servers do around them. A token is named
+by the epoch that drew it, as another run may draw another one. What the real system does by the
+clock (an expiry, a silence) may happen here at any moment at which it could.
+
+`Bugs` are switches for errors that the design is made against; the explorer must find each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from queue_world import (
+    LENGTH,
+    Bugs,
+    Job,
+    Reader,
+    Redis,
+    Run,
+    Step,
+    Tokens,
+    Worker,
+    World,
+    leases,
+    next_epoch,
+    put,
+    put_reader,
+    put_worker,
+    write,
+    wrong,
+)
+
+
+def steps(world: World, bugs: Bugs) -> Iterator[Step]:
+    """All that may happen next."""
+    for job in range(len(world.readers)):
+        yield from submit(world, job)
+        yield from resume(world, job)
+        yield from resync(world, job)
+        yield from read_result(world, job)
+        yield from due_orphaned(world, job)
+    for at, worker in enumerate(world.workers):
+        if worker.state == "up":
+            yield from claim(world, at, bugs)
+            yield from heartbeat(world, at)
+            yield from agree(world, at, bugs)
+            for run in worker.runs:
+                yield from generate(world, at, run)
+            for run in worker.finished:
+                yield from finish(world, at, run, bugs)
+        yield from reap(world, at, bugs)
+        yield from faults(world, at)
+    if world.faults and world.before is not None:
+        lost = world._replace(redis=world.before, before=None, faults=world.faults - 1, lost=True)
+        yield "Redis loses its last write", lost
+
+
+# The functions in Redis
+
+
+def dispatch(world: World, redis: Redis) -> World:
+    """While a job waits and a worker is free, the one goes to the other."""
+    for at in range(len(redis.jobs)):
+        free = [worker for worker in sorted(redis.alive) if not leases(redis, worker)]
+        if free and redis.jobs[at].state == "queued":
+            world, redis, epoch = next_epoch(world, redis)
+            running = redis.jobs[at]._replace(state="running", epoch=epoch, worker=free[0])
+            hint = (free[0], at, epoch)
+            redis = put(redis, at, running)._replace(inbox=redis.inbox | {hint})
+    return write(world, redis)
+
+
+def submit(world: World, at: int) -> Iterator[Step]:
+    """Also again, when Redis has lost it. (To attach to a known job changes nothing here.)"""
+    reader = world.readers[at]
+    if at and not world.readers[at - 1].asked:
+        return  # jobs are alike, so the first one may as well come first
+    if not world.redis.jobs[at].state and not reader.ended:
+        job = Job(state="queued", resume=reader.tokens)
+        asked = put_reader(world, at, reader._replace(asked=True))
+        yield f"submit {at}", dispatch(asked, put(world.redis, at, job))
+
+
+def resume(world: World, at: int) -> Iterator[Step]:
+    """The reader freezes what it has, and sends an orphan on from there."""
+    job, reader = world.redis.jobs[at], world.readers[at]
+    if job.state == "orphaned" and not reader.ended:
+        after = put_reader(world, at, reader._replace(epoch=max(reader.epoch, job.epoch)))
+        queued = job._replace(state="queued", resume=reader.tokens)
+        yield f"resume {at}", dispatch(after, put(world.redis, at, queued))
+
+
+def finish(world: World, at: int, run: Run, bugs: Bugs) -> Iterator[Step]:
+    """The worker says it until it is acknowledged, and again when a heartbeat shows the lease."""
+    worker, job = world.workers[at], world.redis.jobs[run.job]
+    holds = (job.epoch, job.worker) == (run.epoch, worker.id)
+    if bugs.finish_without_epoch:
+        holds = bool(job.state)
+    if holds and job.state not in ("done", "cancelled"):
+        done = job._replace(state="done", result=run.tokens, accepted=job.accepted + 1)
+        yield f"finish {run.job} by {worker.id}", dispatch(world, put(world.redis, run.job, done))
+
+
+def reap(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
+    """A worker that is silent for its timeout loses its jobs; those with a reader are parked."""
+    worker, redis = world.workers[at], world.redis
+    if worker.state == "up" or worker.id not in redis.alive:
+        return
+    held = leases(redis, worker.id)
+    hints = frozenset(hint for hint in redis.inbox if hint[0] != worker.id)
+    redis = redis._replace(alive=redis.alive - {worker.id}, inbox=hints)
+    for job_at, _ in sorted(held):
+        job, reader = redis.jobs[job_at], world.readers[job_at]
+        world, redis, epoch = next_epoch(world, redis)
+        state = "queued" if bugs.reaper_requeues else "orphaned"
+        parked = job._replace(state="cancelled" if reader.ended else state, epoch=epoch, worker=-1)
+        redis = put(redis, job_at, parked)
+    yield f"reap {worker.id}", dispatch(world, redis)
+
+
+def due_orphaned(world: World, at: int) -> Iterator[Step]:
+    """Nobody waits for it any more."""
+    job = world.redis.jobs[at]
+    if job.state == "orphaned" and world.readers[at].ended:
+        yield f"cancel {at}", write(world, put(world.redis, at, job._replace(state="cancelled")))
+
+
+# Workers
+
+
+def start(worker: Worker, job: Job, at: int, bugs: Bugs) -> Worker | None:
+    """Run a claim, unless it is here or was; None if this very claim has run before."""
+    claim = (at, job.epoch)
+    here = {(run.job, run.epoch) for run in worker.runs}
+    done = {(run.job, run.epoch) for run in worker.finished}
+    if claim in here or (claim in done and not bugs.no_dedup):
+        return worker
+    if claim in worker.begun:
+        return None
+    others = frozenset(run for run in worker.runs if run.job != at)
+    runs = others | {Run(at, job.epoch, job.resume)}
+    return worker._replace(runs=runs, begun=worker.begun | {claim})
+
+
+def claim(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
+    """Take a hint out of the inbox. The answer may get lost on its way."""
+    worker = world.workers[at]
+    for hint in world.redis.inbox:
+        _, job_at, epoch = hint
+        if hint[0] != worker.id:
+            continue
+        redis = world.redis._replace(inbox=world.redis.inbox - {hint})
+        after, job = write(world, redis), redis.jobs[job_at]
+        if world.faults:
+            yield f"claim {job_at} is lost", after._replace(faults=world.faults - 1)
+        if (job.state, job.epoch, job.worker) == ("running", epoch, worker.id):
+            begun = start(worker, job, job_at, bugs)
+            if begun is not None:
+                yield f"claim {job_at} by {worker.id}", put_worker(after, at, begun)
+
+
+def heartbeat(world: World, at: int) -> Iterator[Step]:
+    """Redis answers; the worker hears it some time later."""
+    worker = world.workers[at]
+    if worker.beat is None and worker.id in world.redis.alive:
+        beat = (world.redis.epoch, leases(world.redis, worker.id))
+        yield f"heartbeat {worker.id}", put_worker(world, at, worker._replace(beat=beat))
+    elif worker.id not in world.redis.alive:  # gone: it goes on as a new incarnation
+        fresh = Worker(world.born, begun=worker.begun)
+        joined = put_worker(world, at, fresh)._replace(born=world.born + 1)
+        redis = world.redis._replace(alive=world.redis.alive | {fresh.id})
+        yield f"{worker.id} registers as {fresh.id}", dispatch(joined, redis)
+
+
+def agree(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
+    """Hear the answer: drop what was taken away, take what a lost hint has not told."""
+    worker = world.workers[at]
+    if worker.beat is None:
+        return
+    snapshot, held = worker.beat
+    kept = frozenset(r for r in worker.runs if (r.job, r.epoch) in held or r.epoch > snapshot)
+    worker = worker._replace(beat=None, runs=kept)
+    for job_at, epoch in sorted(held) if not bugs.pop_is_the_only_record else ():
+        job = world.redis.jobs[job_at]
+        if (job.state, job.epoch) == ("running", epoch) or bugs.no_dedup:
+            begun = start(worker, job._replace(epoch=epoch), job_at, bugs)
+            if begun is None:
+                yield f"{worker.id} agrees", wrong(world, f"{job_at} runs twice under one epoch")
+                return
+            worker = begun
+    yield f"{worker.id} agrees", put_worker(world, at, worker)
+
+
+def generate(world: World, at: int, run: Run) -> Iterator[Step]:
+    """One more token; its event arrives or is lost. After the last one the run has finished."""
+    worker = world.workers[at]
+    full = len(run.tokens) >= LENGTH  # only the end was lost with the last worker
+    grown = run if full else run._replace(tokens=(*run.tokens, run.epoch))
+    left = worker.runs - {run}
+    if len(grown.tokens) < LENGTH:
+        worker = worker._replace(runs=left | {grown})
+    else:
+        worker = worker._replace(runs=left, finished=worker.finished | {grown})
+    after = put_worker(world, at, worker)
+    what = f"{worker.id} generates {grown}"
+    yield what, deliver(after, grown)
+    if world.faults:
+        yield f"{what}, unheard", after._replace(faults=world.faults - 1)
+
+
+# The reader
+
+
+def deliver(world: World, run: Run) -> World:
+    """Take an event in: the fence, then trim or gap."""
+    reader, job = world.readers[run.job], world.redis.jobs[run.job]
+    if reader.ended or run.epoch < reader.epoch:
+        return world
+    if run.epoch > reader.epoch and run.epoch != job.epoch:
+        return world  # Redis does not confirm it
+    have, seq = reader.tokens, len(run.tokens) - 1
+    reader = reader._replace(epoch=run.epoch)
+    if seq > len(have):
+        return put_reader(world, run.job, reader)  # a gap; resync fills it
+    if run.tokens[: len(have)] != have[: len(run.tokens)]:
+        return wrong(world, f"the client of {run.job} gets a mixture of two runs")
+    return take(world, reader, run.job, max(have, run.tokens, key=len))
+
+
+def take(world: World, reader: Reader, at: int, tokens: Tokens) -> World:
+    done = len(tokens) == LENGTH
+    return put_reader(world, at, reader._replace(tokens=tokens, ended=done))
+
+
+def resync(world: World, at: int) -> Iterator[Step]:
+    """Ask the worker that Redis names for what is missing."""
+    reader, job = world.readers[at], world.redis.jobs[at]
+    for worker in world.workers:
+        if (worker.state, worker.id) != ("up", job.worker) or reader.ended:
+            continue
+        for run in worker.runs:
+            holds = (run.job, run.epoch) == (at, job.epoch) and run.epoch >= reader.epoch
+            if holds and len(run.tokens) > len(reader.tokens):
+                yield f"resync {at}", deliver(world, run)
+
+
+def read_result(world: World, at: int) -> Iterator[Step]:
+    """The end was lost: Redis has it."""
+    reader, job = world.readers[at], world.redis.jobs[at]
+    if job.state != "done" or reader.ended or job.epoch < reader.epoch:
+        return
+    if job.result[: len(reader.tokens)] == reader.tokens:
+        yield f"read {at}", take(world, reader, at, job.result)
+    else:  # an error that the client is told of
+        yield f"read {at}", put_reader(world, at, reader._replace(ended=True))
+
+
+# What goes wrong
+
+
+def faults(world: World, at: int) -> Iterator[Step]:
+    """kill -9, SIGSTOP and SIGCONT; a dead worker is started again."""
+    worker = world.workers[at]
+    left = world._replace(faults=world.faults - 1)
+    if worker.state == "up" and world.faults:
+        yield f"kill {worker.id}", put_worker(left, at, worker._replace(state="dead"))
+        yield f"stop {worker.id}", put_worker(left, at, worker._replace(state="paused"))
+    elif worker.state == "paused":
+        yield f"continue {worker.id}", put_worker(world, at, worker._replace(state="up"))
+    elif worker.state == "dead" and worker.id not in world.redis.alive:
+        fresh = put_worker(world, at, Worker(world.born))._replace(born=world.born + 1)
+        redis = world.redis._replace(alive=world.redis.alive | {world.born})
+        yield f"start {world.born}", dispatch(fresh, redis)
+
+
+def invariant(world: World) -> str:
+    """What is wrong with this state; "" if nothing is."""
+    if world.wrong:
+        return world.wrong
+    for at, (job, reader) in enumerate(zip(world.redis.jobs, world.readers, strict=True)):
+        if job.accepted > 1:
+            return f"two finishes of {at} were accepted"
+        # With a lost write a job may run twice: its stream is whole, but Redis keeps another one.
+        same = job.result[: len(reader.tokens)] == reader.tokens
+        if job.state == "done" and not same and not world.lost:
+            return f"the client of {at} has another answer than Redis"
+    return ""
