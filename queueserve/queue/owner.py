@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -40,6 +41,8 @@ _SILENT_RUNNING = 3.0  # seconds; a worker says something of each live job every
 _SILENT_QUEUED = 30.0
 _RESYNC_EVERY = 0.5  # seconds; one gap must not ask once per event
 _CLOSE_WITHIN = 3.0
+_RUN_OUT = {"cancelled", "expired"}
+_RUNS = 10  # of one Idempotency-Key while Redis remembers them
 _TAKEN_OVER = "Another request with this Idempotency-Key took over."
 
 
@@ -115,8 +118,20 @@ class Owner:
     async def open(self, job: Job) -> JobStream:
         """Submit the job and read it; one that exists is attached to, and replayed from its start.
 
+        A retry is not answered with the end of an earlier run that only time had ended (nobody read
+        it, or there was no slot): a job stays ended, so the retry runs as another one.
+
         Raises QueueFullError, IdempotencyConflictError, RedisUnavailableError, ServerExpiredError.
         """
+        stream, standing = await self._open_once(job)
+        for run in range(1, _RUNS):
+            if standing.new or not job.grace or standing.state not in _RUN_OUT:
+                break
+            await stream.aclose()
+            stream, standing = await self._open_once(replace(job, id=f"{job.id}.{run}"))
+        return stream
+
+    async def _open_once(self, job: Job) -> tuple[JobStream, Standing]:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._session.subscribed.wait()
@@ -145,7 +160,7 @@ class Owner:
         except BaseException:
             await stream.aclose()
             raise
-        return stream
+        return stream, standing
 
     async def place(self, jobs: Sequence[Job]) -> Place | None:
         """Where the first of these jobs, of one pool, waits; None if none does.

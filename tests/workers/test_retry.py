@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 
-from queueserve.errors import CancelledJobError, IdempotencyConflictError, RedisUnavailableError
+from queueserve.errors import (
+    CancelledJobError,
+    IdempotencyConflictError,
+    NoWorkerError,
+    RedisUnavailableError,
+)
 from workers.engines.fake import FakeEngine
 
 
@@ -56,6 +61,19 @@ async def test_a_submit_that_never_arrived_can_be_retried(house, read):
     plane.owner._producer.submit = submit
     await asyncio.sleep(0.1)  # the cancel of what may have arrived
     assert len((await read(await plane.owner.open(job)))[1]) == 40
+
+
+async def test_a_retry_of_what_only_time_has_ended_runs_anew(house, read):
+    plane = await house.plane()
+    job = house.job(grace=5.0, queue_timeout=0.1)
+    for _ in range(2):  # no worker was there, twice
+        with pytest.raises(NoWorkerError):
+            await anext(await plane.owner.open(job))
+    await house.worker()
+    assert len((await read(await plane.owner.open(job)))[1]) == 40
+    assert len((await read(await plane.owner.open(job)))[1]) == 40  # and what is done is replayed
+    assert await house.redis.hget(f"qs:{{m}}:job:{job.id}", "state") == b"expired"
+    assert await house.redis.exists(f"qs:{{m}}:job:{job.id}.3") == 0
 
 
 async def test_the_first_reader_ends_when_a_retry_reads_at_another_server(house, read, monkeypatch):

@@ -18,6 +18,7 @@ ATTEMPT_WITHIN = 120.0  # seconds; request and queue timeouts are far below
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
 GIVE_UP_AFTER = 240.0  # seconds of retries
 _RETRIED = {409, 429, 503, 504}
+_FINAL = {"vanished", "worker_lost"}  # a job that has lost its last worker stays failed
 EXPECTED_CODES = {  # how a request may end that was disturbed
     *("no_worker", "queue_timeout", "rate_limit_exceeded", "redis_unavailable", "request_timeout"),
     *("server_closing", "server_expired", "worker_lost"),
@@ -105,7 +106,7 @@ class Client:
             attempt = await self.attempt(ask, manner, headers if manner.key else {})
             refused = attempt.how == "refused" or attempt.status in _RETRIED
             again = refused or (manner.key and attempt.how not in ("done", "vanished"))
-            if not again or attempt.how == "vanished":
+            if not again or attempt.how in _FINAL:
                 break
             if time.monotonic() > until:
                 self.violate(attempt, f"no answer after {GIVE_UP_AFTER} s of retries")
