@@ -100,7 +100,7 @@ def chat_jobs(
         kind="chat",
         messages=carried(request.messages),
         tools=offer.tools,
-        constraint=offer.constraint or job.constraint,
+        constraint=offer.constraint(job.constraint),
         template_kwargs=request.chat_template_kwargs or {},
         continue_final_message=bool(request.continue_final_message),
         add_generation_prompt=request.add_generation_prompt is not False,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
+
+import orjson
 
 from queueserve.api.constraints import json_schema
 from queueserve.api.parsers import REASONING, TOOLS, Parser, make_parser
@@ -47,22 +49,25 @@ class Offer:
             for function in self.functions
         )
 
-    @property
-    def constraint(self) -> Constraint | None:
-        """What binds the output to a call, or to a list of calls; None if it is free.
+    def constraint(self, wanted: Constraint | None) -> Constraint | None:
+        """Return what binds the output: to calls that must come, or to what the request wants.
 
-        Raises InvalidRequestError for schemas that are too long.
+        Where an answer in JSON is wanted and a call may come instead, it is to one of both. Raises
+        InvalidRequestError for schemas that are too long.
         """
-        if not self.required:
-            return None
-        return json_schema(self._schema(), "tool_choice")
+        if self.required:
+            return json_schema(self._schema(), "tool_choice")
+        if not self.functions or not may_be_calls(wanted):
+            return wanted
+        answer = {"type": "object"} if wanted.kind == "json_object" else _read(wanted)
+        return json_schema(self._schema(answer), wanted.param)
 
-    def _schema(self) -> dict[str, Any]:
+    def _schema(self, *answers: Any) -> dict[str, Any]:
         definitions: dict[str, Any] = {}
-        calls = [_call_schema(function, definitions) for function in self.functions]
-        schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+        calls = _one_of([_call_schema(function, definitions) for function in self.functions])
         if self.parallel:
-            schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_BOUND_CALLS}
+            calls = {"type": "array", "items": calls, "minItems": 1, "maxItems": MAX_BOUND_CALLS}
+        schema = _one_of([calls, *(_placed(answer, ":answer", definitions) for answer in answers)])
         return {**schema, "$defs": definitions} if definitions else schema
 
 
@@ -117,7 +122,8 @@ def parsing_of(
     tools = card.tool_parser if offer.functions else None
     reasoning = card.reasoning_parser if card.reasoning_parser in REASONING else None
     if constraint is not None:
-        tools, reasoning = ("json" if offer.required else None), None
+        bound = offer.required or (bool(offer.functions) and may_be_calls(constraint))
+        tools, reasoning = ("json" if bound else None), None
     names = tuple(function.name for function in offer.functions)
     return Parsing(tools, reasoning, names, offer.parallel, legacy=bool(request.functions))
 
@@ -137,12 +143,36 @@ def _choice(
             return mode, None, False
 
 
+def may_be_calls(constraint: Constraint | None) -> TypeGuard[Constraint]:
+    """Return whether tools may be called under a constraint: it is to JSON."""
+    return constraint is not None and constraint.kind in ("json_object", "json_schema")
+
+
+def _read(constraint: Constraint) -> Any:
+    try:
+        return orjson.loads(constraint.value)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(
+            f"The schema is not valid JSON: {error}.", param=constraint.param
+        ) from error
+
+
+def _one_of(schemas: list[Any]) -> Any:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _placed(schema: Any, name: str, definitions: dict[str, Any]) -> Any:
+    """Return the schema for use inside another one; its references are from its own root."""
+    if not _has_reference(schema):
+        return schema
+    root = f"#/$defs/{name}"
+    definitions[name] = _moved(schema, root)
+    return {"$ref": root}
+
+
 def _call_schema(function: Function, definitions: dict[str, Any]) -> dict[str, Any]:
     parameters = _closed({"type": "object", **(function.parameters or _NOTHING)})
-    if _has_reference(parameters):  # its references are from its own root, which moves
-        root = f"#/$defs/{function.name}"
-        definitions[function.name] = _moved(parameters, root)
-        parameters = {"$ref": root}
+    parameters = _placed(parameters, function.name, definitions)
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "arguments": parameters},

@@ -390,6 +390,38 @@ def test_older_calls_and_results_become_todays():
 # What is refused
 
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
+POINT = {"type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {}}}
+
+
+def wants(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    "wanted,answer",
+    [
+        (wants(PARAMETERS), PARAMETERS),
+        (wants(POINT), {"$ref": "#/$defs/:answer"}),
+        ({"type": "json_object"}, {"type": "object"}),
+    ],
+)
+def test_an_answer_in_json_or_a_call(wanted, answer):
+    fields = {"response_format": wanted, "tools": [ADD], "parallel_tool_calls": False}
+    constraint = job(**fields).constraint
+    bound = json.loads(constraint.value)
+    assert (constraint.kind, constraint.param) == ("json_schema", "response_format")
+    assert bound["anyOf"] == [CALL_ADD, answer]
+    parsing = parsing_of(request(**fields), CARD, constraint)
+    assert (parsing.tools, parsing.reasoning) == ("json", None)
+
+
+@pytest.mark.parametrize("fields", [{"guided_regex": "a+"}, {"guided_choice": ["a", "b"]}])
+def test_other_constraints_leave_no_room_for_calls(fields):
+    constraint = job(**fields).constraint
+    assert constraint.kind in ("regex", "choice")
+    assert not parsing_of(request(**fields), CARD, constraint)
+
+
 DEEP = json.loads('{"a": ' * 200 + "1" + "}" * 200)
 BAD = [
     ({"tools": [tool("f", parameters=DEEP)]}, "tools[0].function.parameters", "invalid_value"),
