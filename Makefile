@@ -1,6 +1,7 @@
 # make serve   from nothing to an answering chat model: http://127.0.0.1:8000
 # make test    the whole suite      make check   style, types, architecture
 # make chaos   minutes of faults on real processes (docs/reliability.md)
+# make bench   what it costs, beside others (bench/README.md)
 #
 # Everything lives in .venv; a step whose stamp there is newer than pyproject.toml and
 # constraints.txt is not run again.
@@ -34,7 +35,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test chaos chaos-can-fail check lock judge model
+.PHONY: serve install test chaos chaos-can-fail check lock judge model bench bench-page bench-peers
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -74,6 +75,25 @@ judge: .venv/.light .venv/.judges
 	@.venv/judges/bin/python -m pip --disable-pip-version-check -qq install -c $(LOCK) \
 	  -r judges/requirements.txt
 	@touch $@
+
+bench: .venv/.light .venv/.bench
+	$(BIN)/python bench/run.py $(ARGS)
+
+# Writes the tables of the last `make bench` into docs/performance.md, and draws its plot.
+bench-page: .venv/.bench
+	$(BIN)/python bench/page.py
+
+# Each in an environment of its own; one that cannot be installed is left out of the table.
+bench-peers:
+	@for peer in 'smg smg==1.13.0' 'vllm-router vllm-router==0.1.17' \
+	  'fastchat fschat==0.2.36 pydantic<2' 'litellm litellm[proxy]==1.106.0'; do \
+	  set -f; set -- $$peer; name=$$1; shift; \
+	  echo "Installing $$name"; \
+	  for python in $(PYTHON); do command -v $$python >/dev/null && break; done; \
+	  $$python -m venv bench/.peers/$$name && \
+	  bench/.peers/$$name/bin/pip install -qq "$$@" || { rm -rf bench/.peers/$$name; \
+	    echo "$$name cannot be installed here; make bench leaves it out" >&2; }; \
+	done
 
 .venv/.base:
 	@for python in $(PYTHON); do \
@@ -115,6 +135,11 @@ judge: .venv/.light .venv/.judges
 	@echo "Installing transformers"
 	@sed '/^torch==/d' $(LOCK) >.venv/constraints.txt
 	@$(PIP) install -c .venv/constraints.txt -e '.[transformers,bitsandbytes,peft]'
+	@touch $@
+
+.venv/.bench: .venv/.base $(PROJECT)
+	@echo "Installing what the bench needs"
+	@$(PIP) install -c $(LOCK) -e '.[bench]'
 	@touch $@
 
 .venv/.dev: .venv/.base $(PROJECT)

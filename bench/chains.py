@@ -150,16 +150,37 @@ def _before_bare(launch: Launcher, tick: float, slots: int, name: str, *command:
 def smg(launch: Launcher, tick: float, slots: int) -> Chain:
     """SGLang's gateway, in Rust."""
     return _before_bare(
-        *(launch, tick, slots, "smg", "smg", "launch", "--worker-urls", "{bare}"),
+        *(
+            launch,
+            tick,
+            slots,
+            "smg",
+            "smg",
+            "launch",
+            "--host",
+            "127.0.0.1",
+            "--worker-urls",
+            "{bare}",
+        ),
         *("--port", "{port}", "--policy", "round_robin", "--prometheus-port", "{metrics}"),
-        *("--backend", "openai", "--log-level", "error", "--disable-tokenizer-autoload"),
+        *("--log-level", "error", "--disable-tokenizer-autoload"),
     )
 
 
 def vllm_router(launch: Launcher, tick: float, slots: int) -> Chain:
     """The router of vLLM, in Rust."""
     return _before_bare(
-        *(launch, tick, slots, "vllm-router", "vllm-router", "--worker-urls", "{bare}"),
+        *(
+            launch,
+            tick,
+            slots,
+            "vllm-router",
+            "vllm-router",
+            "--host",
+            "127.0.0.1",
+            "--worker-urls",
+            "{bare}",
+        ),
         *("--port", "{port}", "--policy", "round_robin", "--prometheus-port", "{metrics}"),
         *("--log-level", "error"),
     )
@@ -179,6 +200,7 @@ def litellm(launch: Launcher, tick: float, slots: int) -> Chain:
         LITELLM_LOG="ERROR",
         LITELLM_LOCAL_MODEL_COST_MAP="True",
         DISABLE_ADMIN_UI="True",
+        LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY="true",  # loopback, seconds
     )
     url = f"http://127.0.0.1:{port}"
     launch.answers(proxy, url, "/health/liveliness")

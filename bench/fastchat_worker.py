@@ -25,6 +25,8 @@ class Stub:
     def __init__(self, tick: float) -> None:
         self._tick = tick
         self._step = asyncio.Event()
+        self._streams = 0
+        self._busy = asyncio.Event()
         conversation = get_conv_template("one_shot")
         conversation.sep_style = int(conversation.sep_style)
         self._answers = {
@@ -35,10 +37,11 @@ class Stub:
         }
 
     async def steps(self) -> None:
-        """Wake all streams, for ever."""
+        """Wake all streams, for ever; without any, stand still."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
+            await self._busy.wait()
             due = max(due + self._tick, loop.time())
             await asyncio.sleep(max(0.0, due - loop.time()))
             step, self._step = self._step, asyncio.Event()
@@ -57,7 +60,18 @@ class Stub:
             await _send(send, json.dumps(self._answers.get(scope["path"], {})).encode())
 
     async def _generate(self, request: dict[str, Any], send: Any) -> None:
-        text, count = "", int(request["max_new_tokens"])
+        self._streams += 1
+        self._busy.set()
+        try:
+            await self._tokens(int(request["max_new_tokens"]), send)
+        finally:
+            self._streams -= 1
+            if not self._streams:
+                self._busy.clear()
+        await _send(send, b"")
+
+    async def _tokens(self, count: int, send: Any) -> None:
+        text = ""
         for number in range(1, count + 1):
             await self._step.wait()
             text += " word"
@@ -66,7 +80,6 @@ class Stub:
             event = {"text": text, "error_code": 0, "usage": usage, "finish_reason": reason}
             body = json.dumps(event).encode() + b"\0"
             await send({"type": "http.response.body", "body": body, "more_body": True})
-        await _send(send, b"")
 
 
 async def _send(send: Any, body: bytes) -> None:

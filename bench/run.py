@@ -10,14 +10,19 @@ import json
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import page
 import psutil
+from capacity import open_streams, scale_out, steady
 from chains import CHAINS, Launcher, MissingError
+from queue_cost import idle, run_depths, run_pools
 from scenarios import SCENARIOS, measure
 
 RESULTS = Path(__file__).parent / "results.json"
+OTHERS = "depths,pools,idle,scale_out,open_streams,steady"
 
 
 def run_chain(name: str, scenario: str, quick: float) -> dict[str, Any]:
@@ -44,27 +49,56 @@ def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
     )
 
 
-def main(options: argparse.Namespace) -> None:
-    """Run and write."""
-    results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python "
-        f"{platform.python_version()}",
-        "scenarios": {},
-        "left_out": {},
-    }
-    for scenario in options.scenarios.split(","):
-        for name in options.chains.split(","):
-            for _ in range(options.rounds):
+def run_scenarios(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Run all chains in each scenario, one after the other, in rounds."""
+    for scenario in filter(None, options.scenarios.split(",")):
+        chains = results["scenarios"].setdefault(scenario, {})
+        for _ in range(options.rounds):
+            for name in options.chains.split(","):
+                if name in results["left_out"]:
+                    continue
                 try:
                     report = run_chain(name, scenario, options.quick)
                 except (MissingError, RuntimeError, TimeoutError) as error:
                     results["left_out"][name] = str(error)
-                    print(f"{scenario} {name:12} left out: {error}")
-                    break
-                results["scenarios"].setdefault(scenario, {}).setdefault(name, []).append(report)
+                    print(f"{scenario} {name:12} left out: {error}", flush=True)
+                    continue
+                chains.setdefault(name, []).append(report)
                 _say(name, scenario, report)
+
+
+def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Run what is asked of the queue, and of more and of larger."""
+    quick = options.quick
+    runs: dict[str, Callable[[Launcher], Any]] = {
+        "depths": lambda launch: run_depths(launch, [10, 1000, 100_000, int(1_000_000 * quick)]),
+        "pools": lambda launch: run_pools(launch, [10, 100, 1000]),
+        "idle": lambda launch: idle(launch, 15 * quick),
+        "scale_out": lambda launch: scale_out(launch, 10 * quick),
+        "open_streams": lambda launch: open_streams(launch, int(10_000 * quick)),
+        "steady": lambda launch: steady(launch, int(100_000 * quick)),
+    }
+    for name in filter(None, options.others.split(",")):
+        with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
+            results[name] = runs[name](launch)
+        print(name, results[name], flush=True)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Run, write the results, print the tables."""
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python "
+        f"{platform.python_version()}",
+        "quick": options.quick,
+        "rounds": options.rounds,
+        "scenarios": {},
+        "left_out": {},
+    }
+    run_scenarios(options, results)
+    run_others(options, results)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n" + page.tables(results))
 
 
 def parse() -> argparse.Namespace:
@@ -72,8 +106,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--chains", default=",".join(CHAINS))
+    parser.add_argument("--others", default=OTHERS, help=f"of {OTHERS}")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", type=float, default=1.0, help="a factor on all durations")
+    parser.add_argument("--quick", type=float, default=1.0, help="a factor on all sizes and times")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
