@@ -4,7 +4,7 @@ For each model: vLLM alone (AsyncLLM in a process), vLLM's own OpenAI server, Qu
 Redis, API servers, a worker a GPU) and, for comparison, the transformers engine. The models have
 random weights, as speed does not depend on their values: Vicuna-7B's shape, and SmolLM2's.
 
-    python bench/gpu.py --tokenizer DIRECTORY [--models vicuna,smollm2] [--out results]
+    python -m bench.gpu --tokenizer DIRECTORY [--models vicuna,smollm2] [--out results]
 
 DIRECTORY holds SmolLM2's tokenizer and config.json. Prints a table; raw numbers go to `--out`.
 """
@@ -31,7 +31,7 @@ from typing import Any
 
 from queueserve.queue.embedded import EmbeddedRedis
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS = ("alone", "server", "queueserve", "transformers")
 VICUNA = {
     "architectures": ["LlamaForCausalLM"],
@@ -82,11 +82,16 @@ class Bench:
         env = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
         if self.options.gpus == 0:
             del env["CUDA_VISIBLE_DEVICES"]
-        places = [library, str(HERE.parent), env.get("PYTHONPATH", "")]
+        places = [library, str(ROOT), env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         with (self.scratch / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command], stdout=log, stderr=log, env=env, start_new_session=True
+                [sys.executable, *command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,
             )
         try:
             yield process
@@ -111,7 +116,7 @@ class Bench:
         """Measure an engine in a process of its own, without Redis and HTTP."""
         log = self.scratch / f"{model.name}-{system}.log"
         command = [
-            *(str(HERE / "gpu_alone.py"), "--model", str(model)),
+            *("-m", "bench.gpu_alone", "--model", str(model)),
             *("--streams", ",".join(map(str, streams)), "--rounds", str(self.options.rounds)),
             *("--prompt", str(self.options.prompt), "--tokens", str(self.options.tokens)),
             *arguments,
@@ -129,7 +134,7 @@ class Bench:
         """Measure servers, from `loaders` processes at once."""
         shares = [streams // loaders + (at < streams % loaders) for at in range(loaders)]
         command = [
-            *(sys.executable, str(HERE / "gpu_load.py"), "--model", model),
+            *(sys.executable, "-m", "bench.gpu_load", "--model", model),
             *("--rounds", str(self.options.rounds), "--prompt", str(self.options.prompt)),
             *("--tokens", str(self.options.tokens)),
         ]
@@ -139,6 +144,7 @@ class Bench:
             running.append(
                 subprocess.Popen(
                     [*command, "--seed", str(at + 10), "--streams", str(share), "--urls", *mine],
+                    cwd=ROOT,
                     stdout=subprocess.PIPE,
                 )
             )

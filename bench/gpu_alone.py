@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_load import Stream, summary
-
+from bench.gpu_load import Stream, summary
 from queueserve.protocol import Sampling
 from workers.engines.base import Output, Sequence
 from workers.models import EngineOptions, ModelSource, make_engine

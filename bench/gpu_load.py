@@ -3,7 +3,7 @@
 A process of its own, so that its work is not the server's. It reads bytes as they come and counts
 events, as a client library's own cost would hide the server's. Prints one JSON object.
 
-    python bench/gpu_load.py --urls http://127.0.0.1:8000 --model m --streams 64 --rounds 3
+    python -m bench.gpu_load --urls http://127.0.0.1:8000 --model m --streams 64 --rounds 3
 """
 
 from __future__ import annotations
