@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import anthropic
 import openai
 import pytest
@@ -136,3 +139,23 @@ def test_a_background_response_whose_api_server_is_killed_has_failed(cluster, un
         with pytest.raises(openai.BadRequestError):
             responses.create(model="m", input="And?", previous_response_id=made.id)
     until(lambda: not cluster.running(), "the end of its job")
+
+
+def test_a_background_response_goes_on_when_its_worker_is_killed(cluster):
+    for _ in range(2):
+        cluster.worker("--engine", "fake", "--fake-tick", "0.05")
+    url, _ = cluster.api()
+    asked = {"model": "m", "input": "Hello", "extra_body": {"ignore_eos": True}}
+    with cluster.client(url) as client:
+        responses = client.responses
+        made = responses.create(background=True, max_output_tokens=60, **asked)
+        with responses.retrieve(made.id, stream=True) as stream:
+            events = [next(stream) for _ in range(12)]
+            (worker,) = cluster.running().values()
+            os.kill(cluster.pid_of(worker), signal.SIGKILL)
+            events += stream
+        done = responses.retrieve(made.id)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert (done.status, done.usage.output_tokens, done.output_text) == ("incomplete", 60, text)
+    assert cluster.redis.hget(f"qs:{{m}}:job:{made.id}-0", "attempts") == "2"

@@ -104,6 +104,7 @@ async def test_stop_sequences_end_the_text(claude):
     "bad, status, kind",
     [
         ({"messages": []}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": []}]}, 400, "invalid_request_error"),
         ({"model": "nope"}, 404, "not_found_error"),
         ({"extra_body": {"temperature": 2}}, 400, "invalid_request_error"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "invalid_request_error"),
@@ -132,3 +133,26 @@ async def test_tokens_are_counted_as_the_message_will_count_them(claude):
     counted = await claude.messages.count_tokens(**options)
     usage = (await claude.messages.create(max_tokens=1, **options)).usage
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it(serve, worker, redis_url):
+    await worker()
+    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, api_keys=("right",))
+    options = {"base_url": server.url, "max_retries": 0}
+    async with (
+        anthropic.AsyncAnthropic(api_key="right", **options) as known,
+        anthropic.AsyncAnthropic(api_key="wrong", **options) as unknown,
+    ):
+        assert (await known.messages.create(messages=TURNS, **GREEDY)).content
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            await unknown.messages.create(messages=TURNS, **GREEDY)
+    assert caught.value.body["error"]["type"] == "authentication_error"
+
+
+async def test_an_idempotency_key_gives_the_same_message(claude, redis):
+    options = {"model": "m", "max_tokens": 20, "messages": TURNS}
+    options["extra_headers"] = {"Idempotency-Key": "k"}
+    first = await claude.messages.create(**options)
+    second = await claude.messages.create(**options)
+    assert (second.id, second.content) == (first.id, first.content)
+    assert len(await redis.keys("qs:{m}:job:idem-*")) == 1
