@@ -71,6 +71,9 @@ class Offer:
         return {**schema, "$defs": definitions} if definitions else schema
 
 
+_NO_OFFER = Offer()
+
+
 @dataclass(frozen=True, slots=True)
 class Parsing:
     """How the outputs of one request are taken apart: names of parsers, None for none."""
@@ -95,11 +98,16 @@ class Parsing:
         )
 
 
+_PLAIN = Parsing()
+
+
 def offer_of(request: ChatCompletionRequest, card: ModelCard) -> Offer:
     """Return what a request offers. Raises InvalidRequestError if the model takes no tools."""
+    if not (request.tools or request.functions):
+        return _NO_OFFER
     mode, names, one = _choice(request)
-    if not request.offered or mode == "none":
-        return Offer()
+    if mode == "none":
+        return _NO_OFFER
     if card.tool_parser not in TOOLS:
         param = "tools" if request.tools else "functions"
         raise InvalidRequestError(f"The model {card.name!r} takes no tools.", param=param)
@@ -119,6 +127,8 @@ def parsing_of(
     `constraint` is what binds the output: it leaves no room for reasoning or another dialect.
     """
     offer = offer_of(request, card)
+    if offer is _NO_OFFER and card.reasoning_parser is None:
+        return _PLAIN
     tools = card.tool_parser if offer.functions else None
     reasoning = card.reasoning_parser if card.reasoning_parser in REASONING else None
     if constraint is not None:
