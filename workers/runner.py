@@ -169,12 +169,12 @@ class Runner:
         if output.error is not None:
             self._fail(run.id, run.epoch, run.api, output.error, run.consumer)
             return
-        if output.prompt_logprobs is not None:
-            run.score(output.prompt_logprobs)
         if run.started:  # the first tokens took the prompt's time, which is not measured
             self.meter.tokens += len(output.tokens)
         else:
             run.started = True
+            if output.prompt_logprobs is not None:
+                run.score(output.prompt_logprobs)
             self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
             self._count(1)
         run.feed(output.tokens, output.logprobs)
@@ -266,6 +266,9 @@ class Runner:
         job = assignment.job
         prompt = await self._prompter.prompt(job)
         self._check_length(prompt.tokens, job.sampling.max_tokens)
+        if job.sampling.prompt_logprobs is not None and not self._engine.info.scores_prompts:
+            engine = self._engine.info.engine
+            raise InvalidRequestError(f"{engine} gives no logprobs of a prompt.", param="echo")
         run = Run(
             assignment,
             consumer,

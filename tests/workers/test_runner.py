@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,20 @@ async def test_an_engine_is_told_what_its_output_must_match(house):
     with contextlib.suppress(InvalidRequestError):
         await anext(await plane.owner.open(house.job(constraint=constraint)))
     assert [sequence.constraint for sequence in engine.asked] == [None, constraint]
+
+
+async def test_a_prompt_is_not_scored_by_an_engine_that_cannot(house):
+    class Unable(FakeEngine):
+        def __init__(self):
+            super().__init__(tick=0)
+            self.info = replace(self.info, scores_prompts=False)
+
+    await house.worker(Unable())
+    plane = await house.plane()
+    stream = await plane.owner.open(house.job(sampling={"prompt_logprobs": 1}))
+    with pytest.raises(InvalidRequestError) as caught:
+        await anext(stream)
+    assert caught.value.param == "echo"
 
 
 class Breaking(FakeTokenizer):

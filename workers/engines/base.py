@@ -36,6 +36,7 @@ class EngineInfo:
     fingerprint: str  # of what decides the tokens; workers with equal ones are interchangeable
     context_length: int  # tokens of prompt and output together, for one sequence
     slots: int  # sequences it really runs at once
+    scores_prompts: bool = False  # it knows `sampling.prompt_logprobs`
     tasks: tuple[JobKind, ...] = ("chat", "completion")  # the kinds of jobs it can run
     adapters: tuple[str, ...] = ()  # model names beside the model's own: `Sequence.adapter`
 
@@ -48,9 +49,9 @@ class Sequence:
     counts for penalties, for `min_tokens` and `max_tokens` (which include it), and as the index of
     a seeded sampler. `sampling.stop` is not the engine's business; `stop_token_ids` and the
     end-of-sequence tokens (unless `ignore_eos`) are. The output, `generated` included, matches
-    `constraint`; an engine that cannot see to that ends the sequence with an error. So does one
-    that cannot tell `sampling.prompt_logprobs`, which only count where nothing is `generated`; with
-    them `max_tokens` may be 0.
+    `constraint`; an engine that cannot see to that ends the sequence with an error.
+    `sampling.prompt_logprobs` count only where nothing is `generated`, and only an engine that
+    `scores_prompts` gets them; with them `max_tokens` may be 0.
     """
 
     id: str

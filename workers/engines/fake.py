@@ -184,6 +184,7 @@ class FakeEngine:
     ) -> None:
         self.info = EngineInfo(
             engine="fake",
+            scores_prompts=True,
             version=queueserve.__version__,
             fingerprint=fingerprint,
             context_length=context_length,

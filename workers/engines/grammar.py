@@ -22,6 +22,17 @@ _Library: TypeAlias = Any  # llguidance; its LLMatcher and LLTokenizer are Rust
 _CACHED = 64  # compiled grammars; one takes some 10 to 1,000 kB
 # Small models write white space without end where the grammar lets them.
 _WHITESPACE = r"( |\n {0,16})?"
+_MOST = 2**53 - 1
+_BOUNDS = {
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "enum",
+    "const",
+}
+_VALUES = {"const", "enum", "default", "examples"}  # their members are no schemas
 _SPECIAL = b"\xff<%d>"  # llguidance's mark of a token that is no text
 _EXCERPT = re.compile(r"\n *\d+ \|.*|\n<state>.*", re.DOTALL)
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
@@ -49,7 +60,22 @@ def _json_schema(text: str) -> str:
     if not isinstance(schema, dict):
         raise TypeError("a schema is an object")
     options = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
-    return f"start: %json {json.dumps(schema | options)}"
+    return f"start: %json {json.dumps(_bounded(schema) | options)}"
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with bounds for integers that have none: small models write digits without end.
+
+    They are those of the integers that all readers of JSON know (RFC 8259, section 6).
+    """
+    if isinstance(schema, list):
+        return [_bounded(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounded = {key: one if key in _VALUES else _bounded(one) for key, one in schema.items()}
+    if schema.get("type") in ("integer", ["integer", "null"]) and not _BOUNDS & schema.keys():
+        bounded |= {"minimum": -_MOST, "maximum": _MOST}
+    return bounded
 
 
 def _regex(text: str) -> str:

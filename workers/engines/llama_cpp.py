@@ -108,6 +108,7 @@ class LlamaCppEngine:
         )
         info = EngineInfo(
             engine="llama_cpp",
+            scores_prompts=True,
             version=server.version,
             fingerprint=fingerprint(gguf_header.parts(self._path), header.digest),
             context_length=context,

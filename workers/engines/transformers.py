@@ -129,6 +129,7 @@ class TransformersEngine:
         self._grammars = Grammars(pieces, loaded.ends)
         self.info = EngineInfo(
             engine="transformers",
+            scores_prompts=True,
             version=transformers.__version__,
             fingerprint=loaded.fingerprint,
             context_length=size.context,

@@ -145,6 +145,25 @@ def test_white_space_in_json_is_bounded(grammars):
     assert not loop.accept(ord("\n"))
 
 
+def test_integers_are_bounded_where_the_schema_does_not_say(grammars):
+    schema = {
+        "type": "object",
+        "properties": {
+            "type": {"type": "integer"},
+            "own": {"type": "integer", "minimum": 0},
+            "fixed": {"const": {"type": "integer"}},
+        },
+        "required": ["type", "own", "fixed"],
+    }
+    constraint = Constraint("json_schema", json.dumps(schema))
+    digits = "9" * 15
+    assert not grammars.matcher(constraint, encode(f'{{"type":{digits}')).accept(ord("9"))
+    free = grammars.matcher(constraint, encode(f'{{"type":-{digits},"own":{digits}'))
+    assert free.accept(ord("9"))
+    whole = encode('{"type":1,"own":2,"fixed":{"type":"integer"}}')
+    assert grammars.matcher(constraint, whole).complete
+
+
 def test_a_digit_is_an_ascii_digit(grammars):
     matcher = grammars.matcher(Constraint("regex", r"\d+"))
     allowed = [token for token, free in enumerate(matcher.allowed()) if free]
