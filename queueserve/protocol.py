@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
@@ -359,9 +360,14 @@ def encode(value: Job | Continuation | ModelCard) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
 
 
+@cache
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(part.name for part in fields(kind))
+
+
 def _tuples(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     # JSON has lists where we have tuples, and frozen data must stay hashable in its parts.
-    known = {part.name for part in fields(kind)}
+    known = _names(kind)
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in data.items()

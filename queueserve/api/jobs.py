@@ -7,7 +7,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from queueserve.api.constraints import constraint_of
 from queueserve.api.conversation import carried
@@ -94,13 +94,16 @@ def chat_jobs(
     chars = sum(message.chars for message in request.messages) + sum(
         len(str(tool)) for tool in offer.tools
     )
-    job = _job(request, identity, card, settings, max_tokens=max_tokens)
-    job = replace(
-        job,
+    job = _job(
+        request,
+        identity,
+        card,
+        settings,
+        max_tokens=max_tokens,
         kind="chat",
         messages=carried(request.messages),
         tools=offer.tools,
-        constraint=offer.constraint(job.constraint),
+        constraint=offer.constraint(constraint_of(request)),
         template_kwargs=request.chat_template_kwargs or {},
         continue_final_message=bool(request.continue_final_message),
         add_generation_prompt=request.add_generation_prompt is not False,
@@ -122,7 +125,15 @@ def completion_jobs(
     max_tokens = _or(request.max_tokens, _COMPLETION_MAX_TOKENS)
     if max_tokens == 0 and not request.echo:
         raise InvalidRequestError("max_tokens: 0 is only for echo: true.", param="max_tokens")
-    job = _job(request, identity, card, settings, max_tokens=max_tokens)
+    job = _job(
+        request,
+        identity,
+        card,
+        settings,
+        max_tokens=max_tokens,
+        kind="completion",
+        constraint=constraint_of(request),
+    )
     prompts = request.prompts
     if len(prompts) * request.draws > MAX_JOBS:
         raise InvalidRequestError(
@@ -171,12 +182,14 @@ def _job(
     settings: ApiSettings,
     *,
     max_tokens: int | None,
+    kind: JobKind,
+    **more: Any,
 ) -> Job:
     return Job(
         id=identity.job_id,
         pool=card.pool,
         model=request.model,
-        kind="completion",
+        kind=kind,
         sampling=_sampling(request, identity.seed, max_tokens),
         tenant=identity.tenant,
         priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
@@ -185,8 +198,8 @@ def _job(
         grace=identity.grace,
         request=identity.digest,
         unset=_unset(request),
-        constraint=constraint_of(request),
         show_prompt=bool(request.return_token_ids),
+        **more,
     )
 
 
@@ -240,7 +253,8 @@ def _numbered(jobs: Sequence[Job], choices: int) -> list[Job]:
     numbered: list[Job] = []
     for job in jobs:
         for choice in range(choices):
-            seed = (job.sampling.seed + choice) % _SEEDS
-            sampling = replace(job.sampling, seed=seed)
+            sampling, seed = job.sampling, (job.sampling.seed + choice) % _SEEDS
+            if seed != sampling.seed:
+                sampling = replace(sampling, seed=seed)
             numbered.append(replace(job, id=f"{job.id}-{len(numbered)}", sampling=sampling))
     return numbered

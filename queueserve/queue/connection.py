@@ -9,6 +9,7 @@ from typing import Self
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -46,11 +47,26 @@ def _client(url: str, *, max_connections: int, socket_timeout: float | None) -> 
         **address.options,
     }
     if not address.sentinels:
-        return Redis.from_pool(BlockingConnectionPool(**options))
+        return Redis.from_pool(_Pool(**options))
     asked = {"socket_timeout": _SENTINEL_TIMEOUT, **(address.sentinel_options or {})}
     manager = Sentinel(address.sentinels, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
     pool = _SentinelPool(address.master, manager, **options)  # type: ignore[no-untyped-call]
     return Redis.from_pool(pool)
+
+
+class _Pool(BlockingConnectionPool):
+    """Sees by looking whether a connection is good for the next command.
+
+    redis-py reads from it under a timeout of nought, a cancel for every command: that took more
+    time than the rest of a small command, and swallows a cancel of the task that comes meanwhile.
+    """
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect what is not connected, has been closed, or has something left to read."""
+        stream = connection._reader  # noqa: SLF001 - redis-py has no other way to ask
+        clean = stream is not None and stream.exception() is None and not stream.at_eof()
+        if not (clean and connection.is_connected and not stream._buffer):  # type: ignore[union-attr] # noqa: SLF001
+            await super().ensure_connection(connection)
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
