@@ -18,7 +18,8 @@ import orjson
 
 from queueserve.api.disconnect import ServerClosingError
 from queueserve.api.generation import Reader, opened
-from queueserve.api.render_responses import Answer, ResponseEvents, Status
+from queueserve.api.render_responses import ResponseEvents
+from queueserve.api.response import Answer, Status
 from queueserve.errors import IdempotencyConflictError, QueueServeError, RedisUnavailableError
 from queueserve.protocol import Job, Started
 from queueserve.queue.owner import Owner

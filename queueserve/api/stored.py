@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from queueserve.api.render_responses import failure_of
+from queueserve.api.response import failure_of
 from queueserve.api.schemas.responses import ITEMS, Item
 from queueserve.errors import (
     InvalidRequestError,

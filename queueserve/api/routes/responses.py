@@ -11,8 +11,9 @@ from queueserve.api.answers import Keep, StreamAnswer, WholeAnswer
 from queueserve.api.background import Work
 from queueserve.api.data import DataAnswer, run_all
 from queueserve.api.jobs import Identity, chat_jobs
-from queueserve.api.render_responses import Answer, InputTokens, ResponseEvents, WholeResponse
+from queueserve.api.render_responses import ResponseEvents
 from queueserve.api.requests import JSONRoute, Services, ServicesOf
+from queueserve.api.response import Answer, InputTokens, WholeResponse
 from queueserve.api.routes.generate import identify
 from queueserve.api.routes.stored import owner_of, shown
 from queueserve.api.schemas.chat import ChatCompletionRequest

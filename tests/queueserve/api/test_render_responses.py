@@ -12,7 +12,8 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from queueserve.api.render_responses import Answer, ResponseEvents, WholeResponse
+from queueserve.api.render_responses import ResponseEvents
+from queueserve.api.response import Answer, WholeResponse
 from queueserve.errors import QueueFullError, WorkerLostError
 
 EVENT = TypeAdapter(ResponseStreamEvent)

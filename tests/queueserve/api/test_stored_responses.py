@@ -138,6 +138,8 @@ async def test_a_background_stream_can_be_left_and_read_again_from_anywhere(slow
     assert rest[-1].type == "response.incomplete"
     text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     assert text == rest[-1].response.output_text == (await slow.retrieve(id_)).output_text
+    async with slow.stream(response_id=id_, starting_after=5) as helped:
+        assert [event.sequence_number async for event in helped] == list(range(6, len(events)))
     again = await collected(await slow.retrieve(id_, stream=True))
     assert [event.to_dict() for event in again[6:]] == [event.to_dict() for event in rest]
 
