@@ -65,7 +65,8 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-judge: .venv/.light .venv/.judges
+judge: .venv/.light .venv/.transformers .venv/.dev .venv/.judges
+	$(BIN)/python judges/run_embeddings.py --judge .venv/judges/bin/python
 	$(BIN)/python judges/run_langchain.py --judge .venv/judges/bin/python $(ARGS)
 
 # The judges bring plugins for pytest, which the project's own tests must not meet.

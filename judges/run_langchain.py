@@ -67,16 +67,20 @@ def queueserve(engine: str, folder: Path) -> Iterator[str]:
     options = ("--engine", engine, "--port", str(port), "--redis-port", str(free_port()))
     data = ("--data-dir", str(folder / "data"))
     command = (sys.executable, "-m", "queueserve.cli", "up", *options, *data)
-    with started(*command, log=folder / "queueserve.log"):
-        url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + READY_WITHIN
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/ready").is_success:
-                    yield f"{url}/v1"
-                    return
-            time.sleep(0.1)
-        raise TimeoutError((folder / "queueserve.log").read_text())
+    log = folder / "queueserve.log"
+    with started(*command, log=log):
+        yield ready(f"http://127.0.0.1:{port}", log)
+
+
+def ready(url: str, log: Path) -> str:
+    """Wait until the server is ready, and return where its API is."""
+    until = time.monotonic() + READY_WITHIN
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/ready").is_success:
+                return f"{url}/v1"
+        time.sleep(0.1)
+    raise TimeoutError(log.read_text())
 
 
 @contextlib.contextmanager
