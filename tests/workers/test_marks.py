@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from queueserve.protocol import Job
+from queueserve.protocol import Continuation, Job
+from queueserve.queue.consumer import Assignment
 from workers.engines.fake import FakeEngine
 from workers.engines.fake_tokens import EOS, FakeTokenizer
 from workers.marks import Marks
+from workers.run import Run
 from workers.templates.dialects import Dialect
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -66,3 +70,28 @@ async def test_an_output_begins_with_what_the_prompt_opened(house, read, tmp_pat
     assert len(tokens) == 40
     (card,) = await plane.directory.list()
     assert (card.tool_parser, card.reasoning_parser) == ("json", "think")
+
+
+def test_a_run_that_goes_on_elsewhere_has_the_opening_once():
+    job = Job(id="j", pool="m", model="m", kind="chat")
+
+    def run():
+        return Run(
+            Assignment(job, 1, "api", None, cancelled=False),
+            SimpleNamespace(worker="w"),
+            prompt=(1,),
+            prompt_hash="p",
+            detokenizer=FakeTokenizer().detokenizer(),
+            piece=FakeTokenizer().piece,
+            opening="<think>\n",
+        )
+
+    first, second = run(), run()
+    first.feed((72, 105), None)
+    assert first.text == "<think>\nHi"
+    second.restore(
+        Continuation(tokens=(72, 105), chars=first.chars, prompt_hash="p", fingerprint="")
+    )
+    second.feed((33,), None)
+    assert second.delta().text == "!"
+    assert second.text == "<think>\nHi!"
