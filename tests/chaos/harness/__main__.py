@@ -51,7 +51,8 @@ class _Parts:
             pause=self._seconds / self._faults,
             seed=self._seed,
             kinds=self._kinds,
-            size=Size(heartbeat=heartbeat, seed=self._seed),
+            # Time for three lost workers and a Redis that hangs for 20 s.
+            size=Size(heartbeat=heartbeat, seed=self._seed, request_timeout=60 + 4 * heartbeat),
         )
 
     async def failover(self, report: Report) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from harness.catalogue import Ask
 from harness.wire import Answer, Events, asked
 
-ATTEMPT_WITHIN = 120.0  # seconds; request and queue timeouts are far below
+ATTEMPT_WITHIN = 200.0  # seconds; request and queue timeouts are far below
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
-GIVE_UP_AFTER = 240.0  # seconds of retries
+GIVE_UP_AFTER = 400.0  # seconds of retries
 _RETRIED = {409, 429, 503, 504}
 _FINAL = {"vanished", "worker_lost"}  # a job that has lost its last worker stays failed
 EXPECTED_CODES = {  # how a request may end that was disturbed

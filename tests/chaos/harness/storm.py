@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import checks
 from harness.catalogue import Ask, ask, catalogue
 from harness.clients import Client, Manner, crowd
-from harness.cluster import Cluster, Size
+from harness.cluster import ROOT, Cluster, Size
 from harness.faults import FAULTS, Fault, Schedule
 from harness.report import Report
 
@@ -33,7 +33,7 @@ class Storm:
     faults: int
     pause: float  # seconds between two faults, on average
     seed: int
-    at_once: int = 24
+    at_once: int = 32
     kinds: Sequence[Fault] = field(default_factory=lambda: FAULTS)
     hurtful: float = 0.003  # of the requests break an engine
     size: Size = field(default_factory=Size)
@@ -118,7 +118,8 @@ async def check(
     audit = checks.audited(cluster)
     jobs = f"{audit.submitted} / {audit.dispatched} / {audit.orphaned}"
     report.row("jobs submitted / dispatched / orphaned", jobs)
-    report.row("finishes refused", str(audit.stale))
+    report.row("finishes refused (from zombies, or said twice)", str(audit.stale))
+    report.row("dead letters", str(cluster.client.zcard(f"{ROOT}:dead")))
     report.count("job ended", audit.ends)
     report.violate(client.violations)
     report.violate(audit.violations)
