@@ -87,9 +87,15 @@ class CancelledJobError(QueueServeError):
 
 
 class WorkerLostError(QueueServeError):
-    """The job's workers crashed, or it could not be continued on another one."""
+    """The job's worker was lost, and it could not be continued on another one."""
 
     code = "worker_lost"
+
+
+class PoisonJobError(QueueServeError):
+    """The job has ended worker after worker, the last one while it ran alone."""
+
+    code = "worker_crashed"
 
 
 class EngineError(QueueServeError):

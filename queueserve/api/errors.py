@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from queueserve.api import errors_anthropic
-from queueserve.errors import QueueFullError, QueueServeError
+from queueserve.errors import PoisonJobError, QueueFullError, QueueServeError
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ def domain_error_body(error: QueueServeError) -> bytes:
 
 
 def _retry_headers(error: QueueServeError, status: int) -> dict[str, str]:
-    if status == 409:  # noqa: PLR2004 - the openai client would send the same again
+    if status == 409 or isinstance(error, PoisonJobError):  # noqa: PLR2004 - HTTP's own number
+        # The openai client would send the same again; a poison job would end as many workers again.
         return {"x-should-retry": "false"}
     after = _RETRY_AFTER.get(error.code)
     if isinstance(error, QueueFullError):

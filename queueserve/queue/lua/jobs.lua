@@ -70,7 +70,7 @@ local function orphan(root, id, time, charged)
   elseif charged and tonumber(fields[4]) >= tonumber(fields[5]) then
     local reason = string.format('The job ended %s workers, the last one alone; it is not tried again.', fields[4])
     bury(root, id, time, reason)
-    fail_job(root, id, 'failed', 'worker_lost', reason)
+    fail_job(root, id, 'failed', 'worker_crashed', reason)
   else
     local epoch = next_epoch(root, tonumber(fields[2]), time)
     redis.call('HSET', job, 'state', 'orphaned', 'epoch', epoch, 'worker', '', 'notified', 1)

@@ -18,10 +18,10 @@ ATTEMPT_WITHIN = 200.0  # seconds; request and queue timeouts are far below
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
 GIVE_UP_AFTER = 400.0  # seconds of retries
 _RETRIED = {409, 429, 503, 504}
-_FINAL = {"vanished", "worker_lost"}  # a job that has lost its last worker stays failed
+_FINAL = {"vanished", "worker_crashed"}  # a job that has lost its last worker stays failed
 EXPECTED_CODES = {  # how a request may end that was disturbed
     *("no_worker", "queue_timeout", "rate_limit_exceeded", "redis_unavailable", "request_timeout"),
-    *("server_closing", "server_expired", "worker_lost"),
+    *("server_closing", "server_expired", "worker_crashed", "worker_lost"),
 }
 
 

@@ -186,6 +186,7 @@ DOMAIN = [
     (errors.WorkerLostError("x"), 503, "worker_lost"),
     (errors.RequestTimeoutError("x"), 504, "request_timeout"),
     (errors.EngineError("x"), 500, "engine_error"),
+    (errors.PoisonJobError("x"), 500, "worker_crashed"),
 ]
 
 
@@ -204,6 +205,8 @@ async def test_domain_errors_before_the_answer_have_their_status(  # noqa: PLR09
         "code": code,
     }
     assert ("retry-after" in answer.headers) == (status == 503)
+    final = status == 409 or code == "worker_crashed"
+    assert answer.headers.get("x-should-retry") == ("false" if final else None)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ class Pool:
             self.end(job_id, "cancelled")
         elif tried_enough:
             self.dead.add(job_id)
-            self.fail(job_id, "failed", "worker_lost")
+            self.fail(job_id, "failed", "worker_crashed")
         else:
             job.state, job.worker, job.notified = "orphaned", "", 1
             job.epoch = self.next_epoch(job.epoch)

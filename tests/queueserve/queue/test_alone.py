@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from queueserve.errors import WorkerLostError
+from queueserve.errors import PoisonJobError
 from queueserve.protocol import ModelCard
 from queueserve.queue.dead import clear, dead_letters
 from queueserve.queue.directory import announce
@@ -55,7 +55,7 @@ async def test_a_job_that_crashes_alone_fails_and_its_batch_mate_is_done(suspect
     await crash(suspects, "w3", "bad")
     standing = await suspects.submit("bad")
     assert standing.state == "failed"
-    assert isinstance(standing.error, WorkerLostError)
+    assert isinstance(standing.error, PoisonJobError)
     assert "ended 3 workers, the last one alone" in standing.error.message
     await suspects.register("w4", slots=8)
     assert await suspects.leases("w4") == {"good"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from queueserve.errors import RequestTimeoutError, WorkerLostError
+from queueserve.errors import PoisonJobError, RequestTimeoutError, WorkerLostError
 from queueserve.protocol import Continuation
 
 AT = Continuation(tokens=(1, 2), chars=3, prompt_hash="p", fingerprint="f")
@@ -152,7 +152,7 @@ async def test_a_job_is_tried_three_times(pool):
         await pool.resume("j", await pool.epoch("j"))
     standing = await pool.submit("j")
     assert standing.state == "failed"
-    assert isinstance(standing.error, WorkerLostError)
+    assert isinstance(standing.error, PoisonJobError)
 
 
 async def test_a_worker_that_leaves_charges_nobody_with_an_attempt(pool):
