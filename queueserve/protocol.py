@@ -36,6 +36,7 @@ LIGHT_KINDS: frozenset[JobKind] = frozenset({"tokenize", "detokenize"})
 """Jobs that need the tokenizer and not the engine: they do not wait for a slot."""
 ConstraintKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
+_LOWEST = -9999.0  # stands for the logarithm of 0, as in OpenAI's answers
 CLASSES = 16
 """Priority classes: 0 goes first, 15 last."""
 DEFAULT_CLASS = 8
@@ -290,7 +291,12 @@ def _logprob_row(one: TokenLogprob) -> list[Any]:
 
 def _logprob(row: Sequence[Any]) -> TokenLogprob:
     own, top, *pieces = row
-    return TokenLogprob(own, tuple((token, lp) for token, lp in top), _bytes(*pieces or ((),)))
+    likely = tuple((token, _finite(value)) for token, value in top)
+    return TokenLogprob(_finite(own), likely, _bytes(*pieces or ((),)))
+
+
+def _finite(value: float | None) -> float:
+    return _LOWEST if value is None else value  # JSON has no infinity: it was written as null
 
 
 def _prompt_row(prompt: Prompt) -> list[Any]:
