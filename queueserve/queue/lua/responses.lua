@@ -20,7 +20,7 @@ end
 
 local function forget_response(root, tenant, id)
   local sizes = key(root, 'sizes', tenant)
-  weigh(root, tenant, -tonumber(redis.call('HGET', sizes, id) or 0))
+  weigh(root, tenant, 0 - tonumber(redis.call('HGET', sizes, id) or 0)) -- Redis 7 takes no "-0"
   redis.call('HDEL', sizes, id)
   redis.call('ZREM', key(root, 'index', tenant), id)
   return redis.call('DEL', of_response(root, 'response', tenant, id), of_response(root, 'events', tenant, id))
@@ -33,7 +33,7 @@ local function sweep(root, tenant, time)
   end
   if redis.call('EXISTS', index) == 0 then
     local left = tonumber(redis.call('HGET', key(root, 'bytes'), tenant) or 0)
-    weigh(root, tenant, -left)
+    weigh(root, tenant, 0 - left)
     redis.call('HDEL', key(root, 'bytes'), tenant)
   end
 end
