@@ -159,6 +159,21 @@ async def test_a_background_response_is_cancelled(slow, redis, until):
     assert (await slow.retrieve(id_)).status == "cancelled"
 
 
+async def test_any_api_server_shows_and_cancels_what_another_one_runs(
+    slow, serve, redis_url, redis, until
+):
+    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0)
+    made = await slow.create(input="Hello", background=True, **LONG)
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as other:
+        stream = await other.responses.retrieve(made.id, stream=True)
+        assert [(await anext(stream)).sequence_number for _ in range(6)] == list(range(6))
+        assert (await other.responses.cancel(made.id)).status == "cancelled"
+        assert (await collected(stream))[-1].code == "cancelled"
+    (job,) = await redis.keys("qs:{m}:job:*")
+    await until(lambda: _is(redis, job, b"cancelled"))
+    assert (await slow.retrieve(made.id)).status == "cancelled"
+
+
 async def test_a_background_response_that_is_deleted_stops(slow, redis, until):
     made = await slow.create(input="Hello", background=True, **LONG)
     await slow.delete(made.id)
