@@ -19,6 +19,7 @@ import psutil
 from capacity import open_streams, scale_out, steady
 from chains import CHAINS, Launcher, MissingError
 from queue_cost import idle, run_depths, run_pools
+from redis.exceptions import RedisError
 from scenarios import SCENARIOS, measure
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -49,21 +50,27 @@ def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
     )
 
 
+def _save(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write what there is: a run may be stopped."""
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def run_scenarios(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Run all chains in each scenario, one after the other, in rounds."""
     for scenario in filter(None, options.scenarios.split(",")):
         chains = results["scenarios"].setdefault(scenario, {})
         for _ in range(options.rounds):
             for name in options.chains.split(","):
-                if name in results["left_out"]:
+                if f"{scenario} {name}" in results["left_out"]:
                     continue
                 try:
                     report = run_chain(name, scenario, options.quick)
                 except (MissingError, RuntimeError, TimeoutError) as error:
-                    results["left_out"][name] = str(error)
+                    results["left_out"][f"{scenario} {name}"] = str(error)
                     print(f"{scenario} {name:12} left out: {error}", flush=True)
                     continue
                 chains.setdefault(name, []).append(report)
+                _save(options, results)
                 _say(name, scenario, report)
 
 
@@ -79,9 +86,13 @@ def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
         "steady": lambda launch: steady(launch, int(100_000 * quick)),
     }
     for name in filter(None, options.others.split(",")):
-        with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
-            results[name] = runs[name](launch)
-        print(name, results[name], flush=True)
+        try:
+            with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
+                results[name] = runs[name](launch)
+        except (RuntimeError, TimeoutError, OSError, RedisError) as error:
+            results["left_out"][name] = str(error)
+        print(name, results.get(name, results["left_out"].get(name)), flush=True)
+        _save(options, results)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -97,7 +108,6 @@ def main(options: argparse.Namespace) -> None:
     }
     run_scenarios(options, results)
     run_others(options, results)
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + page.tables(results))
 
 
