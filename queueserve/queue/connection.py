@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
@@ -55,11 +55,23 @@ def _client(url: str, *, max_connections: int, socket_timeout: float | None) -> 
 
 
 class _Pool(BlockingConnectionPool):
-    """Sees by looking whether a connection is good for the next command.
+    """Gives a free connection at once, and sees by looking whether it is good.
 
     redis-py reads from it under a timeout of nought, a cancel for every command: that took more
     time than the rest of a small command, and swallows a cancel of the task that comes meanwhile.
     """
+
+    async def get_connection(self, *_: object, **__: object) -> Any:
+        """Give a connection; waits, with a bound, only where none is free or others wait."""
+        if self._condition.locked() or self._condition._waiters or not self.can_get_connection():  # noqa: SLF001
+            return await super().get_connection()
+        connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Connect what is not connected, has been closed, or has something left to read."""

@@ -73,11 +73,13 @@ class Directory:
         self._keys = keys
         self._cards: dict[str, ModelCard] = {}
         self._read = -_FRESH
+        self._reading = 0  # calls that read it now
 
     async def find(self, name: str) -> ModelCard:
         """The card of `name`. Raises ModelNotFoundError, RedisUnavailableError."""
-        if name not in self._cards or time.monotonic() - self._read > _FRESH:
-            await self._refresh()
+        stale = time.monotonic() - self._read > _FRESH and not self._reading
+        if stale or name not in self._cards:
+            await self._refresh()  # one does, the others need not wait for what they know
         try:
             return self._cards[name]
         except KeyError:
@@ -110,5 +112,10 @@ class Directory:
         return {card.pool for card in self._cards.values()}
 
     async def _refresh(self) -> None:
-        self._cards = {card.name: card for card in await known_cards(self._redis, self._keys)}
+        self._reading += 1
+        try:
+            cards = await known_cards(self._redis, self._keys)
+        finally:
+            self._reading -= 1
+        self._cards = {card.name: card for card in cards}
         self._read = time.monotonic()
