@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from queueserve.api.json_schemas import closed
 from queueserve.api.limits import MAX_CONSTRAINT_CHARS
 from queueserve.api.schemas.constraints import JsonSchema, ResponseFormat, StructuredOutputs
 from queueserve.api.schemas.generation import GenerationRequest
@@ -42,7 +43,7 @@ def constraint_of(request: GenerationRequest) -> Constraint | None:
 
 def json_schema(schema: JsonSchema, param: str) -> Constraint:
     """Return the constraint to a JSON schema. Raises InvalidRequestError."""
-    text = schema if isinstance(schema, str) else orjson.dumps(schema).decode()
+    text = schema if isinstance(schema, str) else orjson.dumps(closed(schema)).decode()
     if len(text) > MAX_CONSTRAINT_CHARS:
         raise InvalidRequestError(
             f"The schema has more than {MAX_CONSTRAINT_CHARS} characters.", param=param

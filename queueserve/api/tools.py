@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeGuard
 import orjson
 
 from queueserve.api.constraints import json_schema
+from queueserve.api.json_schemas import closed, placed
 from queueserve.api.parsers import REASONING, TOOLS, Parser, make_parser
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.tools import AllowedTools, Function, FunctionName, NamedTool
@@ -23,11 +24,6 @@ MAX_BOUND_CALLS = 8
 """Calls that a bound answer may hold: a weak model would not come to an end."""
 
 _NOTHING: dict[str, Any] = {"properties": {}}
-_VALUES = {"const", "default", "enum", "examples"}  # hold values, not schemas
-_SPEAKS_OF_OTHERS = {
-    *("additionalProperties", "patternProperties", "unevaluatedProperties"),
-    *("$ref", "allOf", "anyOf", "oneOf"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ class Offer:
         calls = _one_of([_call_schema(function, definitions) for function in self.functions])
         if self.parallel:
             calls = {"type": "array", "items": calls, "minItems": 1, "maxItems": MAX_BOUND_CALLS}
-        schema = _one_of([calls, *(_placed(answer, ":answer", definitions) for answer in answers)])
+        schema = _one_of([calls, *(placed(answer, ":answer", definitions) for answer in answers)])
         return {**schema, "$defs": definitions} if definitions else schema
 
 
@@ -171,56 +167,12 @@ def _one_of(schemas: list[Any]) -> Any:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
-def _placed(schema: Any, name: str, definitions: dict[str, Any]) -> Any:
-    """Return the schema for use inside another one; its references are from its own root."""
-    if not _has_reference(schema):
-        return schema
-    root = f"#/$defs/{name}"
-    definitions[name] = _moved(schema, root)
-    return {"$ref": root}
-
-
 def _call_schema(function: Function, definitions: dict[str, Any]) -> dict[str, Any]:
-    parameters = _closed({"type": "object", **(function.parameters or _NOTHING)})
-    parameters = _placed(parameters, function.name, definitions)
+    parameters = closed({"type": "object", **(function.parameters or _NOTHING)})
+    parameters = placed(parameters, function.name, definitions)
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "arguments": parameters},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
-
-
-def _closed(schema: Any) -> Any:
-    """Return the schema for objects of the properties that it names, unless it speaks of others.
-
-    JSON Schema allows any other, and a weak model would take the liberty.
-    """
-    if isinstance(schema, list):
-        return [_closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: value if key in _VALUES else _closed(value) for key, value in schema.items()}
-    names_all = schema.get("type") == "object" and isinstance(schema.get("properties"), dict)
-    if names_all and not schema.keys() & _SPEAKS_OF_OTHERS:
-        closed["additionalProperties"] = False
-    return closed
-
-
-def _has_reference(schema: Any) -> bool:
-    if isinstance(schema, dict):
-        return isinstance(schema.get("$ref"), str) or any(map(_has_reference, schema.values()))
-    return isinstance(schema, list) and any(map(_has_reference, schema))
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """Return the schema with its references into itself as they are from `root`."""
-    if isinstance(schema, list):
-        return [_moved(part, root) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, root) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = root + reference.removeprefix("#")
-    return moved

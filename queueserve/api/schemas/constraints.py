@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from queueserve.api.limits import MAX_CHOICE_TEXTS, MAX_CONSTRAINT_CHARS
-from queueserve.api.schemas.values import invalid, of_type
+from queueserve.api.schemas.values import JsonObject, invalid, of_type
 
 Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_CONSTRAINT_CHARS)]
 Choices: TypeAlias = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_CONSTRAINT_CHARS)]],
     Field(min_length=1, max_length=MAX_CHOICE_TEXTS),
 ]
-JsonSchema: TypeAlias = dict[str, Any] | Pattern
+JsonSchema: TypeAlias = JsonObject | Pattern
 """A schema, or its JSON text."""
 
 
@@ -26,7 +26,7 @@ class NamedSchema(_Schema):
     """What response_format says of a schema; it is always kept to, strict or not."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
 

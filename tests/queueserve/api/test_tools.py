@@ -415,6 +415,12 @@ def test_an_answer_in_json_or_a_call(wanted, answer):
     assert (parsing.tools, parsing.reasoning) == ("json", None)
 
 
+def test_an_answer_in_json_has_the_properties_that_are_named_and_no_others():
+    open_schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    constraint = job(tools=None, response_format=wants(open_schema)).constraint
+    assert json.loads(constraint.value) == open_schema | {"additionalProperties": False}
+
+
 @pytest.mark.parametrize("fields", [{"guided_regex": "a+"}, {"guided_choice": ["a", "b"]}])
 def test_other_constraints_leave_no_room_for_calls(fields):
     constraint = job(**fields).constraint
@@ -425,6 +431,7 @@ def test_other_constraints_leave_no_room_for_calls(fields):
 DEEP = json.loads('{"a": ' * 200 + "1" + "}" * 200)
 BAD = [
     ({"tools": [tool("f", parameters=DEEP)]}, "tools[0].function.parameters", "invalid_value"),
+    ({"response_format": wants(DEEP)}, "response_format.json_schema.schema", "invalid_value"),
     ({"chat_template_kwargs": DEEP}, "chat_template_kwargs", "invalid_value"),
     ({"tools": [ADD, ADD]}, "tools", "invalid_value"),
     ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", "unsupported_value"),
