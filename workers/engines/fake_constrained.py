@@ -23,7 +23,7 @@ class Walk:
     def draw(self, index: int, *, but: Iterable[int]) -> int:
         """Return output token `index`; one of `but` only if nothing else is allowed.
 
-        Raises EngineError as `Matcher.allowed` does.
+        Raises InvalidRequestError as `Matcher.allowed` does.
         """
         mask = self._matcher.allowed(but=but)
         allowed = [token for token in range(len(VOCABULARY)) if mask[token]]

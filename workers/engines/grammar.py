@@ -112,11 +112,20 @@ def _library(name: str) -> _Library:
         ) from error
 
 
+def _unusable(constraint: Constraint, problem: str) -> InvalidRequestError:
+    problem = " ".join(_PLACE.sub("", _EXCERPT.sub("", problem)).split())
+    problem = "nothing satisfies it" if problem.startswith("NoExtension") else problem
+    return InvalidRequestError(
+        f"this {constraint.kind} cannot be used: {problem}", param=constraint.param
+    )
+
+
 class Matcher:
     """Follows one sequence's output through a grammar."""
 
-    def __init__(self, compiled: Any, ends: frozenset[int]) -> None:
+    def __init__(self, compiled: Any, ends: frozenset[int], constraint: Constraint) -> None:
         self._matcher = compiled
+        self._constraint = constraint
         self.ends = ends
 
     @property
@@ -134,12 +143,12 @@ class Matcher:
     def allowed(self, *, but: Iterable[int] = ()) -> bytes:
         """A byte for each token of the vocabulary, 0 if it may not come next.
 
-        Tokens in `but` may not come either, unless nothing else is left. Raises EngineError where
-        llguidance gives up on the grammar.
+        Tokens in `but` may not come either, unless nothing else is left. Raises InvalidRequestError
+        where llguidance gives up: the grammar is too complex.
         """
         mask: bytes = self._matcher.compute_logit_bias()
         if self._matcher.is_error():
-            raise EngineError(f"the constraint is too complex: {self._matcher.get_error()[:200]}")
+            raise _unusable(self._constraint, self._matcher.get_error())
         rest = bytearray(mask)
         for token in but:
             if token < len(rest):
@@ -174,7 +183,7 @@ class Grammars:
             self._compiled.move_to_end(constraint)
             if len(self._compiled) > _CACHED:
                 self._compiled.popitem(last=False)
-            matcher = Matcher(compiled.deep_copy(), self._ends)
+            matcher = Matcher(compiled.deep_copy(), self._ends, constraint)
         if not all(map(matcher.accept, generated)):
             raise EngineError("the output so far does not satisfy the constraint")
         return matcher
@@ -188,12 +197,7 @@ class Grammars:
         trial = compiled.deep_copy()
         trial.compute_logit_bias()
         if problem := compiled.get_error() or trial.get_error():
-            problem = _PLACE.sub("", _EXCERPT.sub("", problem))
-            problem = "nothing satisfies it" if problem.startswith("NoExtension") else problem
-            problem = " ".join(problem.split())
-            raise InvalidRequestError(
-                f"this {constraint.kind} cannot be used: {problem}", param=constraint.param
-            )
+            raise _unusable(constraint, problem)
         return compiled
 
     def _new_tokenizer(self, library: _Library) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from queueserve.errors import EngineError
+from queueserve.errors import EngineError, QueueServeError
 from queueserve.protocol import Sampling, TokenLogprob
 from workers.engines.grammar import Matcher
 
@@ -43,7 +43,7 @@ class Drawing:
     prompt: tuple[int, ...]
     ends: tuple[int, ...]  # the tokens that end it
     matcher: Matcher | None = None  # has followed what was generated elsewhere
-    problem: EngineError | None = None  # why it cannot go on
+    problem: QueueServeError | None = None  # why it cannot go on
     unscored: bool = False  # its prompt_logprobs are asked for
     scored: tuple[TokenLogprob, ...] | None = None  # they, until they are sent
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens not yet sent
@@ -99,7 +99,7 @@ class Drawing:
             if not all(map(matcher.accept, new)):
                 raise EngineError("the output left the constraint")
             mask = matcher.allowed(but=(*but, *(matcher.ends if self.sampling.ignore_eos else ())))
-        except EngineError as error:  # it must not take the batch with it
+        except QueueServeError as error:  # it must not take the batch with it
             self.problem = error
             return
         allowed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(scores.device)

@@ -222,6 +222,15 @@ def test_what_cannot_be_used_is_refused_with_a_reason(grammars, kind, value, rea
     assert len(caught.value.message) < 300
 
 
+def test_a_grammar_that_turns_out_too_complex_is_the_requests_fault(grammars):
+    wide = {"type": "object", "properties": {f"p{at}": {"type": "string"} for at in range(2500)}}
+    constraint = Constraint("json_schema", json.dumps(wide), param="guided_json")
+    with pytest.raises(InvalidRequestError, match="max is 2000") as caught:
+        walk(grammars.matcher(constraint), b"key")
+    assert caught.value.param == "guided_json"
+    assert len(caught.value.message) < 300
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(EngineError, match="pip install llguidance"):
