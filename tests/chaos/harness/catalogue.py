@@ -21,6 +21,7 @@ class Ask:
     path: str
     payload: dict[str, Any]
     expected: dict[int, tuple[str, str]] = field(default_factory=dict)
+    breaks: bool = False  # it cannot be answered: it crashes its workers, or fails
 
     @property
     def choices(self) -> int:

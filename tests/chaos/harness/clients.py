@@ -192,6 +192,8 @@ class Client:
 
     def _done(self, attempt: Attempt, text: _Text) -> None:
         attempt.how = "done"
+        if text.ask.breaks:
+            raise Violation("a job that breaks its engine was answered")
         if not text.whole:
             raise Violation(f"an end without an end of every choice: {text.reasons}")
         if not text.ask.expected:
@@ -200,8 +202,7 @@ class Client:
 
     def _ended_by(self, attempt: Attempt, ask: Ask, error: dict) -> None:
         attempt.how = code = error["code"]
-        told = ask.payload.get("messages") or [{"content": ""}]
-        allowed = EXPECTED_CODES | ({"engine_error"} if "[[oom" in told[0]["content"] else set())
+        allowed = EXPECTED_CODES | ({"engine_error"} if ask.breaks else set())
         if code == "cancelled" and attempt.status == 409:
             return  # a retry with the same key has taken its place
         if code not in allowed or "continued exactly" in error["message"]:

@@ -49,10 +49,10 @@ class FaultyEngine(FakeEngine):
     def add(self, sequence: Sequence) -> None:
         self._note("add", sequence.id, len(sequence.generated))
         prompt = b"".join(VOCABULARY[token] for token in sequence.prompt).decode(errors="replace")
+        super().add(sequence)
         if found := _FAULT.search(prompt):
             at = int(found[2])
             self._faults[sequence.id] = _Fault(found[1], at, len(sequence.generated))
-        super().add(sequence)
 
     def abort(self, sequence_id: str) -> None:
         self._faults.pop(sequence_id, None)

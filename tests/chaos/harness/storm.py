@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import checks
@@ -18,10 +18,10 @@ from harness.cluster import ROOT, Cluster, Size
 from harness.faults import FAULTS, Fault, Schedule
 from harness.report import Report
 
-_HURTFUL = (  # prompts that break engines; the expected text is that of a run in which they do not
-    "[[crash {}]] a poison job",
-    "[[oom {}]] a job that does not fit",
-    "[[stall {}]] a job at which the engine pauses",
+_HURTFUL = (  # prompts that disturb engines, and whether they break them
+    ("[[crash {}]] a poison job", True),
+    ("[[oom {}]] a job that does not fit", True),
+    ("[[stall {}]] a job at which the engine pauses", False),
 )
 
 
@@ -58,8 +58,9 @@ def _work(
         if number >= storm.requests and hurting.done():
             return
         if draw.random() < storm.hurtful:
-            prompt = draw.choice(_HURTFUL).format(draw.randint(1, 20))
-            yield ask(prompt, temperature=0), Manner()
+            prompt, breaks = draw.choice(_HURTFUL)
+            hurtful = ask(prompt.format(draw.randint(1, 20)), temperature=0)
+            yield replace(hurtful, breaks=breaks), Manner()
         else:
             yield draw.choice(asks), _manner(draw)
 
