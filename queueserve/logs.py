@@ -7,6 +7,7 @@ as `name=value` behind the message, or as members of the JSON object.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -25,10 +26,38 @@ def configure(level: str = "info", log_format: LogFormat = "text") -> None:
     `level` is one of LEVELS.
     """
     handler = logging.StreamHandler()
+    handler.addFilter(Sparse())
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+class Sparse(logging.Filter):
+    """Lets a record with `extra={"sparse": True}` through once a minute for each place in the code.
+
+    What anybody can send, as often as they like, must not fill the log. The next record that passes
+    says in its field `more` how many were held back.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
+        super().__init__()
+        self._every = every
+        self._seen: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write this record."""
+        if not record.__dict__.pop("sparse", False):
+            return True
+        place, now = (record.name, record.lineno), time.monotonic()
+        last, held = self._seen.get(place, (-self._every, 0))
+        if now - last < self._every:
+            self._seen[place] = (last, held + 1)
+            return False
+        self._seen[place] = (now, 0)
+        if held:
+            record.more = held
+        return True
 
 
 class TextFormatter(logging.Formatter):

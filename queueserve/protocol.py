@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
@@ -353,9 +353,15 @@ def _delta(values: Sequence[Any]) -> Delta:
     return Delta(job, epoch, seq, pos, text, tuple(tokens), logprobs or None)
 
 
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Bytes of the largest message; a step of many long events stays far below."""
+
+
 def decode_events(message: bytes) -> list[Event]:
     """The events of one message. Raises ProtocolError for anything that is not such a message."""
     try:
+        if len(message) > MAX_MESSAGE:
+            raise ValueError(f"{len(message)} bytes are too many")
         return [_event(row) for row in orjson.loads(message)]
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not a message of events: {error}") from error
@@ -381,6 +387,19 @@ def _tuples(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+_Data = TypeVar("_Data")
+
+
+def typed(data: _Data) -> _Data:
+    """`data`, whose texts and numbers are such. Raises TypeError: JSON has no types of its own."""
+    for part in fields(data):  # type: ignore[arg-type]
+        value, kinds = getattr(data, part.name), _PLAIN.get(str(part.type))
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise TypeError(f"{part.name} is {type(value).__name__}, not {part.type}")
+    return data
+
+
 def decode_job(body: bytes) -> Job:
     """The job in `body`. Raises ProtocolError."""
     try:
@@ -391,7 +410,7 @@ def decode_job(body: bytes) -> Job:
             data["constraint"] = Constraint(**_tuples(Constraint, constraint))
         if inputs := data.pop("inputs", None):
             data["inputs"] = _inputs(inputs)
-        return Job(**data, sampling=Sampling(**sampling, logit_bias=bias))
+        return typed(Job(**data, sampling=typed(Sampling(**sampling, logit_bias=bias))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"not a job: {error}") from error
 
@@ -404,7 +423,7 @@ def _inputs(data: dict[str, Any]) -> Inputs:
 def decode_continuation(body: bytes) -> Continuation:
     """The continuation in `body`. Raises ProtocolError."""
     try:
-        return Continuation(**_tuples(Continuation, orjson.loads(body)))
+        return typed(Continuation(**_tuples(Continuation, orjson.loads(body))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a continuation: {error}") from error
 
@@ -412,6 +431,6 @@ def decode_continuation(body: bytes) -> Continuation:
 def decode_card(body: bytes) -> ModelCard:
     """The model card in `body`. Raises ProtocolError."""
     try:
-        return ModelCard(**_tuples(ModelCard, orjson.loads(body)))
+        return typed(ModelCard(**_tuples(ModelCard, orjson.loads(body))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a model card: {error}") from error

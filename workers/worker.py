@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _RETRY = 0.2  # seconds between attempts while Redis is away
 _TICK = 1.0
+_DIGITS = 20  # of a number in a control message; more are not ours
 _ANNOUNCE_EVERY = 60.0
 _FLUSH_WITHIN = 3.0
 _LAST_CLAIMS = 0.05  # seconds in which what was dispatched just before the drain is claimed
@@ -301,12 +302,12 @@ class Worker:
     async def _control(self, consumer: Consumer) -> None:
         def message(body: bytes) -> None:
             match body.decode(errors="replace").split(" ", 3):
-                case ["cancel", epoch, job] if epoch.isdecimal():
+                case ["cancel", epoch, job] if _is_number(epoch):
                     self.runner.cancel(job, int(epoch), consumer)
-                case ["resync", seq, api, job] if seq.isdecimal():
+                case ["resync", seq, api, job] if _is_number(seq):
                     self.runner.resync(job, int(seq), api)
                 case _:
-                    log.warning("skipped a control message: %r", body[:100])
+                    log.warning("skipped a control message: %r", body[:100], extra={"sparse": True})
 
         await follow(
             self._redis,
@@ -387,3 +388,7 @@ async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await wait
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < _DIGITS

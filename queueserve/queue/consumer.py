@@ -92,8 +92,9 @@ class Consumer:
         answer = await self._call("heartbeat", self.worker, self._timeout_us, steps, rate)
         verdict, snapshot, *pairs = answer
         leases = {
-            job.decode(): Lease(int(value.split()[0]), cancelled=b" " in value)
-            for job, value in zip(pairs[::2], pairs[1::2], strict=True)
+            job.decode(errors="replace"): Lease(int(epoch), cancelled=bool(rest))
+            for job, (epoch, *rest) in zip(pairs[::2], map(_words, pairs[1::2]), strict=True)
+            if epoch.isdigit() and len(epoch) < _EPOCH_DIGITS
         }
         return Beat(verdict.decode(), snapshot, leases)
 
@@ -129,7 +130,7 @@ class Consumer:
                 for claim in claims:
                     key = self._keys.job(claim.job)
                     pipe.hmget(key, "epoch", "state", "api", "body", "resume", "cancel")  # type: ignore[arg-type]
-                rows = await pipe.execute()
+                rows = await pipe.execute(raise_on_error=False)
         return [_assignment(claim, row) for claim, row in zip(claims, rows, strict=True)]
 
     def finish_args(self, end: Finish) -> tuple[str, int, str, str | bytes | int, *tuple[Any, ...]]:
@@ -151,7 +152,15 @@ class Consumer:
         return await self._functions.call(function, self._keys.root, *args)
 
 
-def _assignment(claim: Claim, row: list[bytes | None]) -> Assignment | ProtocolError | None:
+def _words(value: bytes) -> list[bytes]:
+    return value.split() or [b""]
+
+
+def _assignment(
+    claim: Claim, row: list[bytes | None] | Exception
+) -> Assignment | ProtocolError | None:
+    if isinstance(row, Exception):  # somebody else's key
+        return ProtocolError(f"not a job: {row}")
     epoch, state, api, body, resume, cancel = row
     if epoch != str(claim.epoch).encode() or state != b"running" or body is None or api is None:
         return None
@@ -160,4 +169,4 @@ def _assignment(claim: Claim, row: list[bytes | None]) -> Assignment | ProtocolE
         at = decode_continuation(resume) if resume else None
     except ProtocolError as error:
         return error
-    return Assignment(job, claim.epoch, api.decode(), at, cancel is not None)
+    return Assignment(job, claim.epoch, api.decode(errors="replace"), at, cancel is not None)

@@ -39,7 +39,7 @@ async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
         try:
             cards.append(decode_card(body))
         except ProtocolError as error:
-            log.warning("skipped an entry of %s: %s", keys.models, error)
+            log.warning("skipped an entry of %s: %s", keys.models, error, extra={"sparse": True})
     return cards
 
 

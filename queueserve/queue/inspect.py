@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from redis.asyncio import Redis
 from queueserve.queue.connection import translated
 from queueserve.queue.directory import known_cards
 from queueserve.queue.keys import Keys, PoolKeys
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,16 @@ async def _model(
             pipe.zrange(pool.apis, 0, -1)
             pipe.zcard(pool.alone)
             alive, depth, head, apis, alone = await pipe.execute()
-        submitted = await redis.hget(pool.job(head[0].decode()), "submitted") if head else None  # type: ignore[misc]
-    oldest = time.time() - int(submitted) / 1e6 if submitted else 0.0
-    workers = await _workers(redis, pool, [worker.decode() for worker in alive])
+        first = pool.job(head[0].decode(errors="replace")) if head else ""
+        submitted = await redis.hget(first, "submitted") if head else None  # type: ignore[misc]
+    known = submitted if submitted and submitted.isdigit() else None
+    oldest = time.time() - int(known) / 1e6 if known else 0.0
+    workers = await _workers(redis, pool, [worker.decode(errors="replace") for worker in alive])
     running = sum(worker.running for worker in workers)
     view = ModelView(
         name, aliases, context, depth + alone, max(0.0, oldest), running, tuple(workers)
     )
-    return view, [api.decode() for api in apis]
+    return view, [api.decode(errors="replace") for api in apis]
 
 
 async def _workers(redis: Redis, pool: PoolKeys, ids: list[str]) -> list[WorkerView]:
@@ -94,9 +99,19 @@ async def _workers(redis: Redis, pool: PoolKeys, ids: list[str]) -> list[WorkerV
                 pipe.pttl(pool.worker(worker))
                 pipe.zscore(pool.free, worker)
                 pipe.hkeys(pool.lease(worker))
-            rows = await pipe.execute()
+            rows = await pipe.execute(raise_on_error=False)
     quads = zip(*[iter(rows)] * 4, strict=True)
-    return [_worker(worker, *quad) for worker, quad in zip(ids, quads, strict=True) if quad[0]]
+    views = [_readable(worker, quad) for worker, quad in zip(ids, quads, strict=True) if quad[0]]
+    return [view for view in views if view is not None]
+
+
+def _readable(worker: str, quad: tuple[Any, ...]) -> WorkerView | None:
+    """A registration, if it is one of ours."""
+    try:
+        return _worker(worker, *quad)
+    except (ValueError, TypeError, AttributeError) as error:  # AttributeError: the key's own error
+        log.warning("skipped the registration of %s: %s", worker, error, extra={"sparse": True})
+        return None
 
 
 def _worker(

@@ -125,7 +125,7 @@ class Orders:
         try:
             name, order = _decode(message)
         except ProtocolError as error:
-            log.warning("skipped a message: %s", error.message)
+            log.warning("skipped a message: %s", error.message, extra={"sparse": True})
             return
         self._tasks.start(self._answer(name, order), f"order {name}")
 

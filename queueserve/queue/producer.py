@@ -18,7 +18,7 @@ from queueserve.errors import (
     ServerExpiredError,
     from_code,
 )
-from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job, encode
+from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job, encode, typed
 from queueserve.queue.connection import translated
 from queueserve.queue.functions import CALL_TIMEOUT, Functions
 from queueserve.queue.keys import Keys, checked_pool
@@ -102,17 +102,20 @@ def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError
             error = data["error"]
             return None, from_code(error["code"], error["message"], error.get("param"))
         if "rows" in data:
-            return Answer(tuple(data["rows"]), data["prompt_tokens"]), None
-        return Result(**data | {"tokens": tuple(data["tokens"])}), None
+            return typed(Answer(tuple(data["rows"]), data["prompt_tokens"])), None
+        return typed(Result(**data | {"tokens": tuple(data["tokens"])})), None
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not a result: {error}") from error
 
 
 def _standing(answer: list[Any]) -> Standing:
-    verdict, state, epoch, worker, position, body = answer
-    result, error = _decode_result(body)
-    new = verdict == b"new"
-    return Standing(new, state.decode(), epoch, worker.decode(), position, result, error)
+    try:
+        verdict, state, epoch, worker, position, body = answer
+        result, error = _decode_result(body)
+        new = verdict == b"new"
+        return Standing(new, state.decode(), int(epoch), worker.decode(), position, result, error)
+    except (ValueError, TypeError, AttributeError) as problem:  # somebody else has written the job
+        raise ProtocolError(f"not a job: {problem}") from problem
 
 
 def _holder(state: bytes | None, epoch: bytes | None, worker: bytes | None) -> Holder | None:
@@ -218,8 +221,8 @@ class Producer:
                 for job in jobs:
                     key = self._keys.pool(job.pool).job(job.id)
                     pipe.hmget(key, "state", "epoch", "worker")  # type: ignore[arg-type]
-                rows = await pipe.execute()
-        return [_holder(*row) for row in rows]
+                rows = await pipe.execute(raise_on_error=False)
+        return [None if isinstance(row, Exception) else _holder(*row) for row in rows]
 
     async def reader(self, job: Job) -> str | None:
         """The API server that reads the job; None for a job that is not there."""

@@ -73,7 +73,8 @@ async def declare_dead(redis: Redis, keys: Keys, process: str, *, heartbeat_time
         pools = {card.pool for card in await known_cards(redis, keys)}
         for pool in pools:
             for worker in await redis.zrange(keys.pool(pool).alive, 0, -1):
-                if worker.decode().startswith(f"{process}-"):
-                    await reaper.reap(pool, dead=worker.decode())
+                name = worker.decode(errors="replace")
+                if name.startswith(f"{process}-"):
+                    await reaper.reap(pool, dead=name)
                     found += 1
     return found

@@ -45,7 +45,8 @@ async def follow(
                         try:
                             message(body)
                         except Exception:  # or nothing would ever be heard on this channel again
-                            log.exception("a message on %s could not be handled", channel)
+                            text = "a message on %s could not be handled"
+                            log.exception(text, channel, extra={"sparse": True})
                 finally:
                     lost()
         await asyncio.sleep(pause)
@@ -57,5 +58,5 @@ def events_of(message: bytes) -> list[Event]:
     try:
         return decode_events(message)
     except ProtocolError as error:
-        log.warning("skipped a message on the reply channel: %s", error)
+        log.warning("skipped a message on the reply channel: %s", error, extra={"sparse": True})
         return []

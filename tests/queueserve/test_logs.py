@@ -1,8 +1,11 @@
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
+
+from queueserve.logs import Sparse
 
 SCRIPT = """
 import logging, sys
@@ -65,3 +68,22 @@ def test_the_level_decides_what_is_said(logged):
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_libraries_that_repeat_every_request_are_quiet(logged, level):
     assert "GET /ready" not in logged(level, "text")[1]
+
+
+def test_what_anybody_can_send_is_logged_once_a_minute():
+    def passed(handler: Sparse) -> list[dict]:
+        records = [
+            logging.LogRecord("n", logging.WARNING, "f", line, "m", (), None)
+            for line in (1, 1, 1, 2)
+        ]
+        for record in records:
+            record.sparse = True
+        return [vars(record) for record in records if handler.filter(record)]
+
+    handler = Sparse(every=60.0)
+    assert [record["lineno"] for record in passed(handler)] == [1, 2]
+    assert passed(handler) == []
+    handler._every = 0.0
+    assert [record.get("more") for record in passed(handler)] == [5, None, None, 1]
+    plain = logging.LogRecord("n", logging.WARNING, "f", 1, "m", (), None)
+    assert all(Sparse().filter(plain) for _ in range(3))

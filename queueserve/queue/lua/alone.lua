@@ -11,7 +11,7 @@ local function suspect(attempts, max_attempts)
 end
 
 local function empty(root, worker)
-  return redis.call('HLEN', key(root, 'lease', worker)) == 0
+  return redis.pcall('HLEN', key(root, 'lease', worker)) == 0
 end
 
 local function next_suspect(root)
@@ -23,15 +23,16 @@ local function next_suspect(root)
     if job_state(root, first[1]) == 'queued' then
       return first[1], tonumber(first[2])
     end
-    redis.call('ZREM', key(root, 'alone'), first[1])
-    redis.call('ZREM', key(root, 'due'), first[1])
+    forget_job(root, first[1])
   end
 end
 
 local function run_suspect(root, worker, time)
   local id, rank = next_suspect(root)
   redis.call('HSET', key(root, 'reserved'), worker, id)
-  assign(root, id, rank, worker, time)
+  if not attempt(root, id, assign, root, id, rank, worker, time) then
+    forget_job(root, id)
+  end
 end
 
 local function release(root, worker, time)
@@ -60,7 +61,7 @@ local function use_reserved(root, time)
   local held = redis.call('HKEYS', key(root, 'reserved'))
   table.sort(held)
   for _, worker in ipairs(held) do
-    local state = redis.call('HGET', key(root, 'worker', worker), 'state')
+    local state = redis.pcall('HGET', key(root, 'worker', worker), 'state')
     if state == 'draining' or not redis.call('ZSCORE', key(root, 'alive'), worker) then
       redis.call('HDEL', key(root, 'reserved'), worker)
     elseif not empty(root, worker) then

@@ -12,7 +12,7 @@ local function load_score(running, slots, speed, turn)
 end
 
 -- The only place that lets a worker take a job.
-local function offer(root, worker, time)
+local function offer_slot(root, worker, time)
   local registration = key(root, 'worker', worker)
   local fields = redis.call('HMGET', registration, 'slots', 'speed', 'turn', 'state')
   local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
@@ -25,6 +25,12 @@ local function offer(root, worker, time)
     local score = load_score(running, tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3]))
     redis.call('ZADD', key(root, 'free'), score, worker)
   else
+    redis.call('ZREM', key(root, 'free'), worker)
+  end
+end
+
+local function offer(root, worker, time)
+  if not attempt(root, worker, offer_slot, root, worker, time) then
     redis.call('ZREM', key(root, 'free'), worker)
   end
 end
@@ -51,15 +57,22 @@ local function dequeue(root, id, tenant)
   end
 end
 
--- nil for a job that was evicted or deleted by hand.
+-- nil for a job that was evicted or deleted by hand, or whose key is not ours.
 local function job_state(root, id)
-  return redis.call('HGET', key(root, 'job', id), 'state')
+  local state = redis.pcall('HGET', key(root, 'job', id), 'state')
+  return type(state) == 'string' and state or nil
+end
+
+local function forget_job(root, id)
+  for _, set in ipairs({ 'queue', 'alone', 'due' }) do
+    redis.call('ZREM', key(root, set), id)
+  end
 end
 
 -- Greater than every epoch of this pool and of this job, also when Redis has lost its last second.
 local function next_epoch(root, previous, time)
   local state = key(root, 'state')
-  local last = tonumber(redis.call('HGET', state, 'epoch') or 0)
+  local last = number(redis.call('HGET', state, 'epoch'), 0)
   local epoch = math.max(last + 1, (previous or 0) + 1, time)
   redis.call('HSET', state, 'epoch', epoch)
   return epoch
@@ -76,7 +89,7 @@ local function assign(root, id, rank, worker, time)
   look_at(root, id, tonumber(fields[3]), fields[3], fields[4])
   redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
   redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
-  redis.call('RPUSH', key(root, 'inbox', worker), int(epoch) .. ' ' .. id)
+  redis.pcall('RPUSH', key(root, 'inbox', worker), int(epoch) .. ' ' .. id) -- the lease is what counts
   redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
   local turn = redis.call('HINCRBY', key(root, 'state'), 'turn', 1)
   redis.call('HSET', key(root, 'worker', worker), 'turn', turn)
@@ -119,6 +132,11 @@ local function spare(root, id, time)
   return found
 end
 
+-- A worker whose lease cannot be read takes nothing.
+local function has_lease(root, worker)
+  return type(redis.pcall('HLEN', key(root, 'lease', worker))) == 'number'
+end
+
 -- Nothing waits, so the counts are nought, whatever became of the jobs. With a slot free besides, nobody
 -- owes anybody anything.
 local function forget(root, time)
@@ -139,11 +157,11 @@ local function dispatch(root, time)
     if not worker then
       return
     end
-    if job_state(root, head[1]) == 'queued' then
-      assign(root, head[1], tonumber(head[2]), worker, time)
-    else -- its hash was evicted or deleted by hand
-      redis.call('ZREM', key(root, 'queue'), head[1])
-      redis.call('ZREM', key(root, 'due'), head[1])
+    if not has_lease(root, worker) then
+      redis.call('ZREM', key(root, 'free'), worker)
+    elseif job_state(root, head[1]) ~= 'queued'
+        or not attempt(root, head[1], assign, root, head[1], tonumber(head[2]), worker, time) then
+      forget_job(root, head[1])
     end
   end
 end

@@ -9,13 +9,13 @@ local CLASS = 2 ^ 48
 local MAX_CHARGE = 2 ^ 31 -- no single job can carry its tenant into the next class
 
 local function virtual_time(root, class)
-  return tonumber(redis.call('HGET', key(root, 'state'), 'V:' .. class) or 0)
+  return number(redis.call('HGET', key(root, 'state'), 'V:' .. class), 0)
 end
 
 local function fair_rank(root, class, tenant, cost, weight)
   local who = class .. ':' .. tenant
   local fair = key(root, 'fair')
-  local last = tonumber(redis.call('HGET', fair, 'last:' .. who) or 0)
+  local last = number(redis.call('HGET', fair, 'last:' .. who), 0)
   local tag = math.max(virtual_time(root, class), last)
   local charge = math.min(math.max(2, math.floor(cost / weight)), MAX_CHARGE)
   redis.call('HSET', fair, 'last:' .. who, tag + charge, 'tag:' .. who, tag)
@@ -37,9 +37,9 @@ end
 local function fair_correct(root, class, tenant, difference, weight)
   local fair, who = key(root, 'fair'), class .. ':' .. tenant
   local pair = redis.call('HMGET', fair, 'last:' .. who, 'tag:' .. who)
-  if pair[1] and tonumber(pair[1]) > virtual_time(root, class) then
-    local last = tonumber(pair[1]) + math.floor(difference / weight)
-    redis.call('HSET', fair, 'last:' .. who, math.max(last, tonumber(pair[2]) + 2))
+  if number(pair[1], 0) > virtual_time(root, class) then
+    local last = number(pair[1], 0) + math.floor(difference / weight)
+    redis.call('HSET', fair, 'last:' .. who, math.max(last, number(pair[2], 0) + 2))
   end
 end
 
@@ -50,7 +50,7 @@ local function fair_prune(root)
   for _, field in ipairs(redis.call('HRANDFIELD', fair, 2)) do
     local class, tenant = string.match(field, '^%a+:(%d+):(.*)$')
     if class then
-      local last = tonumber(redis.call('HGET', fair, 'last:' .. class .. ':' .. tenant) or 0)
+      local last = number(redis.call('HGET', fair, 'last:' .. class .. ':' .. tenant), 0)
       if last <= virtual_time(root, class) then
         redis.call('HDEL', fair, 'last:' .. class .. ':' .. tenant, 'tag:' .. class .. ':' .. tenant)
       end

@@ -8,16 +8,21 @@ local RATE_US = 10 * 1000000 -- the time constant of the measured rate of finish
 local function count_rate(root, time)
   local state = key(root, 'state')
   local fields = redis.call('HMGET', state, 'rate', 'rated')
-  local gap = time - tonumber(fields[2] or time)
-  local rate = tonumber(fields[1] or 0) * math.exp(-math.max(0, gap) / RATE_US) + 1000000 / RATE_US
+  local gap = time - number(fields[2], time)
+  local rate = number(fields[1], 0) * math.exp(-math.max(0, gap) / RATE_US) + 1000000 / RATE_US
   redis.call('HSET', state, 'rate', string.format('%.6f', rate), 'rated', time)
 end
 
 local function finish(keys, args)
   local root, time = keys[1], now()
   local worker, id, epoch, outcome, cost = args[1], args[2], args[3], args[4], tonumber(args[6])
-  local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'cancel',
+  local fields = redis.pcall('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'cancel',
     'class', 'tenant', 'cost', 'weight')
+  if fields.err then -- somebody else's key: there is no such job
+    redis.pcall('HDEL', key(root, 'lease', worker), id)
+    forget_job(root, id)
+    return 'stale'
+  end
   if fields[2] ~= epoch or fields[3] ~= worker then
     return 'stale'
   end
@@ -26,7 +31,7 @@ local function finish(keys, args)
   end
   redis.call('HDEL', key(root, 'lease', worker), id)
   if cost > 0 then
-    fair_correct(root, fields[5], fields[6], cost - tonumber(fields[7]), tonumber(fields[8]))
+    fair_correct(root, fields[5], fields[6], cost - number(fields[7], cost), number(fields[8], 1))
   end
   if outcome == 'cancelled' then
     end_stopped(root, id, fields[4] or outcome)

@@ -6,7 +6,7 @@ local function end_job(root, id, state, result)
   local fields = redis.call('HMGET', job, 'tenant', 'api')
   if fields[1] then
     dequeue(root, id, fields[1])
-    redis.call('SREM', key(root, 'by_api', fields[2]), id)
+    redis.pcall('SREM', key(root, 'by_api', fields[2]), id)
   end
   redis.call('ZREM', key(root, 'due'), id)
   redis.call('HDEL', job, 'body', 'resume', 'cancel')
@@ -84,10 +84,13 @@ local function remove_worker(root, worker, time, charged)
   redis.call('ZREM', key(root, 'alive'), worker)
   redis.call('ZREM', key(root, 'free'), worker)
   redis.call('HDEL', key(root, 'reserved'), worker)
-  local lease = redis.call('HKEYS', key(root, 'lease', worker))
+  local lease = redis.pcall('HKEYS', key(root, 'lease', worker))
+  lease = lease.err and {} or lease -- somebody else's key tells of no job
   redis.call('DEL', key(root, 'lease', worker), key(root, 'inbox', worker), key(root, 'worker', worker))
   for _, id in ipairs(lease) do
-    orphan(root, id, time, charged)
+    if not attempt(root, id, orphan, root, id, time, charged) then
+      forget_job(root, id)
+    end
   end
   return #lease
 end

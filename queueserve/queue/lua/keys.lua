@@ -43,6 +43,24 @@ local function now()
 end
 
 local DAY_MS = 86400000
+
+-- A number that somebody else may have written.
+local function number(value, default)
+  local found = tonumber(value or default)
+  return found and math.abs(found) < 2 ^ 53 and found or default
+end
+
+-- One job or worker whose keys are not ours must not stop the others: what fails is counted, and given up by
+-- the caller. Returns whether it went well.
+local function attempt(root, name, work, ...)
+  local well, problem = pcall(work, ...)
+  if not well then
+    local text = type(problem) == 'table' and problem.err or tostring(problem)
+    redis.pcall('HINCRBY', key(root, 'state'), 'skipped', 1)
+    redis.pcall('HSET', key(root, 'state'), 'skipped_last', name .. ': ' .. string.sub(text, 1, 200))
+  end
+  return well
+end
 local RESULT_MS = 120000 -- how long the result of an ended job can be fetched
 
 local FINAL = { done = true, failed = true, cancelled = true, expired = true }

@@ -55,9 +55,7 @@ local function due_job(root, id, time, timeout)
   local fields = { epoch = tonumber(raw[2]), api = raw[3], worker = raw[4], queue_by = tonumber(raw[5]),
     end_by = tonumber(raw[6]), cancel = raw[7], detached = raw[8], notified = tonumber(raw[9] or 0) }
   if not state or FINAL[state] or not fields.end_by then
-    redis.call('ZREM', key(root, 'due'), id)
-    redis.call('ZREM', key(root, 'queue'), id)
-    redis.call('ZREM', key(root, 'alone'), id)
+    forget_job(root, id)
   elseif fields.detached and time >= tonumber(fields.detached) and not fields.cancel then
     if state == 'running' then
       cancel_running(root, id, fields.worker, int(fields.epoch), 'cancelled')
@@ -117,13 +115,17 @@ local function reap(keys, args)
     end
   end
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'apis'), '-inf', time, 'LIMIT', 0, BATCH)) do
-    remove_api(root, gone, time)
+    if not attempt(root, gone, remove_api, root, gone, time) then
+      redis.call('DEL', key(root, 'by_api', gone))
+    end
   end
   for _, gone in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'alive'), '-inf', time, 'LIMIT', 0, BATCH)) do
     remove_worker(root, gone, time, true)
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(root, 'due'), '-inf', time, 'LIMIT', 0, BATCH)) do
-    due_job(root, id, time, timeout)
+    if not attempt(root, id, due_job, root, id, time, timeout) then
+      forget_job(root, id)
+    end
   end
   dispatch(root, time)
   return { verdict, next_due(root, time, timeout) }

@@ -18,7 +18,7 @@ end
 
 local function retry_after(root, depth)
   local fields = redis.call('HMGET', key(root, 'state'), 'rate')
-  local rate = tonumber(fields[1] or 0)
+  local rate = number(fields[1], 0)
   return string.format('%.3f', math.max(1, math.min(120, rate > 0 and depth / rate or 10)))
 end
 
@@ -33,6 +33,15 @@ local function register_api(root, api, time, timeout, is_new)
   return is_new
 end
 
+local function note_reader(root, api, id)
+  local open = key(root, 'by_api', api)
+  if type(redis.pcall('SADD', open, id)) ~= 'number' then -- not ours, in the place of ours
+    redis.call('DEL', open)
+    redis.call('SADD', open, id)
+  end
+  redis.call('PEXPIRE', open, DAY_MS)
+end
+
 local function attach(root, id, api, digest, time)
   local job = key(root, 'job', id)
   local fields = redis.call('HMGET', job, 'digest', 'api', 'state')
@@ -40,9 +49,8 @@ local function attach(root, id, api, digest, time)
     return standing(root, id, 'conflict')
   end
   if fields[2] and not FINAL[fields[3]] then
-    redis.call('SREM', key(root, 'by_api', fields[2]), id)
-    redis.call('SADD', key(root, 'by_api', api), id)
-    redis.call('PEXPIRE', key(root, 'by_api', api), DAY_MS)
+    redis.pcall('SREM', key(root, 'by_api', fields[2]), id)
+    note_reader(root, api, id)
     redis.call('HSET', job, 'api', api)
     if redis.call('HDEL', job, 'detached') == 1 then
       redis.call('ZADD', key(root, 'due'), time, id) -- the reaper works out anew when it is due
@@ -56,7 +64,7 @@ local function full(root, tenant, max_queue, max_tenant)
   if depth == 0 and redis.call('ZCARD', key(root, 'free')) > 0 then
     return nil -- it will not wait
   end
-  local mine = tonumber(redis.call('HGET', key(root, 'waiting'), tenant) or 0)
+  local mine = number(redis.call('HGET', key(root, 'waiting'), tenant), 0)
   if depth >= max_queue or mine >= max_tenant then
     return { 'full', '', 0, '', depth, retry_after(root, depth) }
   end
@@ -91,8 +99,7 @@ local function submit(keys, args)
     redis.call('HSET', job, 'light', 1)
   end
   redis.call('PEXPIRE', job, math.ceil(total / 1000) + 5 * RESULT_MS)
-  redis.call('SADD', key(root, 'by_api', api), id)
-  redis.call('PEXPIRE', key(root, 'by_api', api), DAY_MS)
+  note_reader(root, api, id)
   enqueue(root, id, tenant, rank)
   look_at(root, id, time + wait, time + total)
   fair_prune(root)

@@ -5,7 +5,7 @@
 -- The caller must dispatch: a worker may have become free.
 local function touch(root, time, timeout)
   local state = key(root, 'state')
-  local seen = tonumber(redis.call('HGET', state, 'seen') or time)
+  local seen = number(redis.call('HGET', state, 'seen'), time)
   if math.abs(time - seen) > timeout / 2 then
     local direction = time > seen and 'GT' or 'LT'
     for _, api in ipairs(redis.call('ZRANGE', key(root, 'apis'), 0, -1)) do
@@ -26,8 +26,8 @@ local BEST_US = 300 * 1000000 -- the time constant with which the best rate is f
 local function relative_speed(root, rate, time)
   local state = key(root, 'state')
   local known = redis.call('HMGET', state, 'best', 'best_at')
-  local age = math.max(0, time - tonumber(known[2] or time))
-  local best = math.max(rate, tonumber(known[1] or 0) * math.exp(-age / BEST_US))
+  local age = math.max(0, time - number(known[2], time))
+  local best = math.max(rate, number(known[1], 0) * math.exp(-age / BEST_US))
   redis.call('HSET', state, 'best', string.format('%.6f', best), 'best_at', time)
   local speed = rate / best
   return speed >= 0.8 and 1 or math.max(0.1, math.floor(speed * 10 + 0.5) / 10)
@@ -88,7 +88,7 @@ local function heartbeat(keys, args)
     offer(root, worker, time)
   end
   dispatch(root, time)
-  local answer = { known and 'ok' or 'register', tonumber(redis.call('HGET', key(root, 'state'), 'epoch') or 0) }
+  local answer = { known and 'ok' or 'register', number(redis.call('HGET', key(root, 'state'), 'epoch'), 0) }
   for _, item in ipairs(redis.call('HGETALL', key(root, 'lease', worker))) do
     answer[#answer + 1] = item
   end

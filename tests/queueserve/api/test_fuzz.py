@@ -1,0 +1,111 @@
+"""Whatever a client sends gets an answer below 500, and the server goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json as text
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+QUICK = settings(
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+WHOLE = {
+    "/v1/chat/completions": {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": False,
+        "max_tokens": 3,
+        "temperature": 0.5,
+        "stop": ["x"],
+        "logit_bias": {"1": 2},
+        "response_format": {"type": "json_object"},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+    "/v1/completions": {"model": "m", "prompt": "hello", "n": 2, "echo": False, "logprobs": 1},
+    "/v1/embeddings": {"model": "m", "input": ["a"], "encoding_format": "float"},
+    "/v1/responses": {"model": "m", "input": "hello", "store": False},
+    "/v1/messages": {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3},
+}
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6
+)
+
+
+@pytest.fixture
+async def answered(http, hand):
+    """The application; every job is answered at once."""
+    opened = hand.open
+
+    async def open_and_answer(job):
+        stream = await opened(job)
+        hand.start(len(hand.streams) - 1)
+        hand.say("hi", len(hand.streams) - 1)
+        hand.finish(len(hand.streams) - 1)
+        return stream
+
+    hand.open = open_and_answer
+    return http
+
+
+async def fine(client, path: str, body: bytes, kind: str = "application/json") -> None:
+    async with asyncio.timeout(10):
+        reply = await client.post(path, content=body, headers={"content-type": kind})
+    assert reply.status_code < 500, (path, body, reply.text)
+
+
+async def test_the_whole_body_is_answered(answered):
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        body = {name: WHOLE[path][name] for name in WHOLE[path] if name != "tools"}
+        assert (await answered.post(path, json=body)).status_code == 200, path
+
+
+@pytest.mark.parametrize("path", WHOLE)
+@given(data=st.data())
+@QUICK
+async def test_a_body_with_an_odd_field_is_answered_or_refused(answered, path, data):
+    name = data.draw(st.sampled_from([*WHOLE[path], "n", "stream_options", "seed", "other"]))
+    body = WHOLE[path] | {name: data.draw(values)}
+    await fine(answered, path, text.dumps(body).encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize("path", WHOLE)
+@given(body=st.binary(max_size=200) | values.map(lambda v: text.dumps(v).encode()))
+@QUICK
+async def test_a_body_of_anything_is_refused(answered, path, body):
+    await fine(answered, path, body)
+    await fine(answered, path, body, kind="text/plain; charset=nonsense")
+
+
+LINES = st.sampled_from(
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\n",
+        b"GET /v1/models HTTP/1.0\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Type: application/json\r\n",
+        b"\r\n",
+        b"ffffffffffffffff\r\n",
+    ]
+)
+
+
+@given(parts=st.lists(LINES | st.binary(max_size=40), min_size=1, max_size=8))
+@settings(QUICK, max_examples=100)
+async def test_raw_bytes_never_end_the_server(by_hand, parts):
+    reader, writer = await asyncio.open_connection("127.0.0.1", by_hand.port)
+    writer.write(b"".join(parts))
+    writer.write_eof()
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            answer = await reader.read(65536)
+            assert not answer.startswith((b"HTTP/1.1 5", b"HTTP/1.0 5")), (parts, answer)
+    writer.close()
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{by_hand.url}/health")).is_success
