@@ -46,6 +46,7 @@ def open_streams(launch: Launcher, streams: int) -> dict[str, float]:
     if hard < streams + _FILES:
         raise RuntimeError(f"a process may open {hard} files: too few for {streams} streams")
     chain = queueserve(launch, 5.0, streams + 10)
+    run_load(chain.url, SCENARIOS["S1"], 1.0)  # what the first requests load stays
     before = memory(chain.pids["api"])
     command = [
         *(sys.executable, "-m", "queueserve.cli", "bench", chain.url, "--model", MODEL, "--json"),

@@ -69,7 +69,8 @@ def draw(results: Results) -> None:
         colours = ["tab:orange" if name == "queueserve" else "tab:grey" for name in names]
         bars = axis.barh(names, numbers, color=colours)
         axis.bar_label(bars, fmt="%.1f", padding=3)
-        axis.set_xscale("log")
+        if numbers and min(numbers) > 0:
+            axis.set_xscale("log")
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.2)
     figure.savefig(PLOT, dpi=110)

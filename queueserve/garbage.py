@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import gc
 
-_OBJECTS = 50_000  # more than before, until the youngest are looked at
+_OBJECTS = 5_000  # more than before, until the youngest are looked at
 
 
 def settle() -> None:
     """Call once everything that stays has been made."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_OBJECTS, 20, 50)
+    gc.set_threshold(_OBJECTS, 5, 5)
