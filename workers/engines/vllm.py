@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -54,7 +55,7 @@ class _Live:
 
 
 class VllmEngine:
-    """Satisfies `workers.engines.base.Engine` and `Fallible`.
+    """Satisfies `workers.engines.base.Engine` and `Fallible`, and `pooling.Embedder`.
 
     `model_path` is a directory, a hub id, or a GGUF file, which is converted once into `cache_dir`.
     `num_gpus` is the degree of tensor parallelism, `adapters` are names and directories of LoRA
@@ -126,7 +127,7 @@ class VllmEngine:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
-            from workers.engines import vllm_requests  # noqa: PLC0415
+            from workers.engines import vllm_pooling, vllm_requests  # noqa: PLC0415
             from workers.engines.vllm_loading import load  # noqa: PLC0415
         except ImportError as error:
             raise EngineError(
@@ -138,7 +139,7 @@ class VllmEngine:
         if self._closed:  # nobody waits for it any more
             loaded.llm.shutdown()
             return
-        self._requests = vllm_requests
+        self._requests, self._pooling = vllm_requests, vllm_pooling
         self._loaded, self._llm = loaded, loaded.llm
         self.info, self.tokenizer = loaded.info, loaded.tokenizer
         self._hook(loaded.llm)
@@ -227,6 +228,8 @@ class VllmEngine:
                 param="messages",
             )
         wanted = sequence.sampling.max_tokens
+        if wanted == 0 and sequence.sampling.prompt_logprobs is not None:
+            return 1  # which vLLM draws beside the prompt's scores, and nobody gets
         return (room if wanted is None else min(room, wanted)) - len(sequence.generated)
 
     def _end(self, live: _Live, output: Output) -> None:
@@ -265,6 +268,15 @@ class VllmEngine:
             self._tasks.start(
                 self._llm.abort(live.collector.request_id, internal=True), f"abort {sequence_id}"
             )
+
+    @property
+    def dimensions(self) -> int:
+        """Satisfies `workers.engines.pooling.Embedder`."""
+        return int(self._loaded.dimensions)
+
+    async def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
+        """Satisfies `workers.engines.pooling.Embedder`, for a model with the task "embed"."""
+        return await self._pooling.embed(self._llm, inputs)
 
     async def lost(self) -> str:
         """Satisfies `workers.engines.base.Fallible`."""

@@ -40,6 +40,7 @@ class Loaded:
     adapters: Mapping[str, LoRARequest]
     seeds_by_position: bool  # a seed and a token's position decide its draw
     prioritises: bool
+    dimensions: int  # of the vectors of a model that gives some
 
 
 def load(
@@ -89,6 +90,7 @@ def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
         },
         seeds_by_position=bool(getattr(config, "use_v2_model_runner", False)),
         prioritises=config.scheduler_config.policy == "priority",
+        dimensions=config.model_config.embedding_size if _pools(config) else 0,
     )
 
 
@@ -104,8 +106,13 @@ def _info(config: Any, args: Any, adapters: Mapping[str, Path]) -> EngineInfo:
         fingerprint=fingerprint(files, *filter(None, traits)),
         context_length=context,
         slots=_slots(config, context),
+        tasks=("embed",) if _pools(config) else ("chat", "completion"),
         adapters=tuple(adapters),
     )
+
+
+def _pools(config: Any) -> bool:
+    return bool(config.model_config.runner_type == "pooling")
 
 
 def _slots(config: Any, context: int) -> int:

@@ -57,6 +57,7 @@ def parameters(
         stop_token_ids=list(own.stop_token_ids),
         ignore_eos=ignores_ends,
         logprobs=own.logprobs,
+        prompt_logprobs=None if sequence.generated else own.prompt_logprobs,
         structured_outputs=_structured(sequence),
         detokenize=False,  # text is the runner's business
         output_kind=RequestOutputKind.DELTA,
@@ -117,6 +118,8 @@ def output(sequence: Sequence, given: RequestOutput, *, first: bool) -> Output:
         return Output(sequence.id, error=EngineError(f"vLLM ended the sequence: {reason}"))
     if reason == "stop":  # by the last token, which is not part of the answer
         tokens = tokens[:-1]
+    if sequence.sampling.max_tokens == 0:  # only the prompt was asked for; vLLM draws one at least
+        tokens, reason = (), "length"
     cached = given.num_cached_tokens if first else None
     return Output(
         sequence.id,
@@ -124,19 +127,32 @@ def output(sequence: Sequence, given: RequestOutput, *, first: bool) -> Output:
         _logprobs(sequence, tokens, completion.logprobs),
         reason,
         cached_tokens=None if cached is None else min(cached, len(sequence.prompt)),
+        prompt_logprobs=_scores(
+            sequence.prompt[1:], given.prompt_logprobs, sequence.sampling.prompt_logprobs
+        ),
     )
 
 
 def _logprobs(
     sequence: Sequence, tokens: tuple[int, ...], positions: Any
 ) -> tuple[TokenLogprob, ...] | None:
-    """One a token; vLLM gives the token drawn and then the most likely ones, by rank."""
     asked = sequence.sampling.logprobs
     if asked is None or positions is None:
         return None
-    found = []
-    for token, position in zip(tokens, positions, strict=False):
-        best = sorted(position.items(), key=lambda item: item[1].rank)[:asked]
-        top = tuple((other, value.logprob) for other, value in best if value.rank <= asked)
-        found.append(TokenLogprob(position[token].logprob, top))
-    return tuple(found)
+    return tuple(map(_logprob, tokens, positions, [asked] * len(tokens)))
+
+
+def _scores(
+    tokens: tuple[int, ...], positions: Any, asked: int | None
+) -> tuple[TokenLogprob, ...] | None:
+    """Of the prompt's tokens but the first, for which vLLM has None."""
+    if asked is None or not positions:
+        return None
+    return tuple(map(_logprob, tokens, positions[1:], [asked] * len(tokens)))
+
+
+def _logprob(token: int, position: Any, asked: int) -> TokenLogprob:
+    """One token's; vLLM gives the token itself and the most likely ones, by rank."""
+    best = sorted(position.items(), key=lambda item: item[1].rank)[:asked]
+    top = tuple((other, value.logprob) for other, value in best if value.rank <= asked)
+    return TokenLogprob(position[token].logprob, top)

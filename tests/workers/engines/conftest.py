@@ -18,6 +18,7 @@ from queueserve.protocol import Sampling
 from workers.engines.base import Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
 BOUND = 100.0  # seconds that anything may take before it counts as hung
 
 
@@ -43,7 +44,7 @@ class Run:
         self._moved = asyncio.Event()
 
     async def start(self):
-        await asyncio.wait_for(self.engine.start(self._sink), BOUND)
+        await asyncio.wait_for(self.engine.start(self._sink), LOADED)
         return self
 
     def _sink(self, outputs):

