@@ -37,7 +37,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test test-engines chaos chaos-can-fail check lock judge model bench bench-page bench-peers
+.PHONY: serve install test test-engines api-table chaos chaos-can-fail check lock judge model bench bench-page bench-peers
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -67,6 +67,10 @@ chaos-can-fail: .venv/.light .venv/.dev
 model: .venv/.dev
 	QUEUESERVE_MODEL=large $(BIN)/pytest -v -rP tests/model
 
+# The table of docs/api.md, from what the engines say.
+api-table: install
+	QUEUESERVE_WRITE_API_TABLE=1 $(BIN)/pytest -q tests/e2e/test_api_table.py
+
 check: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -74,15 +78,15 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 
 judge: .venv/.light .venv/.transformers .venv/.dev .venv/.judges
-	$(BIN)/python judges/run_embeddings.py --judge .venv/judges/bin/python
-	$(BIN)/python judges/run_langchain.py --judge .venv/judges/bin/python $(ARGS)
+	$(BIN)/python tests/judges/run_embeddings.py --judge .venv/judges/bin/python
+	$(BIN)/python tests/judges/run_langchain.py --judge .venv/judges/bin/python $(ARGS)
 
 # The judges bring plugins for pytest, which the project's own tests must not meet.
-.venv/.judges: .venv/.base judges/requirements.txt
+.venv/.judges: .venv/.base tests/judges/requirements.txt
 	@echo "Installing the judges"
 	@$(BIN)/python -m venv .venv/judges
 	@.venv/judges/bin/python -m pip --disable-pip-version-check -qq install -c $(LOCK) \
-	  -r judges/requirements.txt
+	  -r tests/judges/requirements.txt
 	@touch $@
 
 bench: .venv/.light .venv/.bench

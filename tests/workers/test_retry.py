@@ -40,7 +40,7 @@ async def test_another_body_under_the_key_leaves_the_first_reader_alone(house, r
 async def test_a_cancel_that_redis_did_not_hear_does_not_end_the_retry(house, read):
     await house.worker()
     plane = await house.plane()
-    job = house.job(grace=0.3, sampling={"max_tokens": 200})
+    job = house.job(grace=1.0, sampling={"max_tokens": 400})  # it runs for longer than its grace
     first = await plane.owner.open(job)
     await anext(first)
     cancel, plane.owner._producer.cancel = plane.owner._producer.cancel, no_redis
@@ -48,7 +48,7 @@ async def test_a_cancel_that_redis_did_not_hear_does_not_end_the_retry(house, re
     await asyncio.sleep(0.02)
     assert plane.owner._abandoned
     plane.owner._producer.cancel = cancel
-    assert len((await read(await plane.owner.open(job)))[1]) == 200
+    assert len((await read(await plane.owner.open(job)))[1]) == 400
 
 
 async def test_a_submit_that_never_arrived_can_be_retried(house, read):

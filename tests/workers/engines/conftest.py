@@ -19,7 +19,7 @@ from workers.engines.base import Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
-BOUND = 100.0  # seconds that anything may take before it counts as hung
+BOUND = 250.0  # seconds that anything may take before it counts as hung
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where one process of QueueServe's chain spends its time in a scenario: py-spy's flat table.
 
-python bench/profile.py --scenario S3 --role api [--native]
+python bench/profiling.py --scenario S3 --role api [--native]
 """
 
 from __future__ import annotations

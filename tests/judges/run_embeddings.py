@@ -1,6 +1,6 @@
 """LangChain's tests of embeddings against QueueServe with the real small model; all must pass.
 
-.venv/bin/python judges/run_embeddings.py --judge .venv/judges/bin/python
+.venv/bin/python tests/judges/run_embeddings.py --judge .venv/judges/bin/python
 """
 
 from __future__ import annotations
