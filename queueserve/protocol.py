@@ -240,7 +240,7 @@ Event: TypeAlias = Started | Delta | Progress | Finished | Answered | Failed | O
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a model name stands for, as `qs:models` keeps it."""
+    """What a model name stands for, as `qs:{pool}:cards` keeps it."""
 
     name: str
     pool: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 from redis.asyncio import Redis
@@ -26,21 +27,12 @@ _FRESH = 1.0  # seconds for which an API server believes its copy
 async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
     """The cards of all models that are known now, by Redis' clock. Raises RedisUnavailableError."""
     now = await _time(redis)
-    return [card for card in await all_cards(redis, keys) if card.seen + KNOWN_FOR > now]
+    return _one_a_name(card for card in await _read(redis, keys) if card.seen + KNOWN_FOR > now)
 
 
 async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
     """The cards that are there, also of models that have gone. Raises RedisUnavailableError."""
-    with translated():
-        async with asyncio.timeout(CALL_TIMEOUT):
-            rows = await redis.hgetall(keys.models)  # type: ignore[misc]
-    cards = []
-    for body in rows.values():
-        try:
-            cards.append(decode_card(body))
-        except ProtocolError as error:
-            log.warning("skipped an entry of %s: %s", keys.models, error, extra={"sparse": True})
-    return cards
+    return _one_a_name(await _read(redis, keys))
 
 
 async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:
@@ -50,11 +42,60 @@ async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:
     """
     now = await _time(redis)
     with translated():
-        rows = {card.name: encode(replace(card, seen=now)) for card in cards}
         async with redis.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.models, mapping=rows)
-            pipe.expire(keys.models, _KEY_TTL)
+            for card in cards:
+                where = keys.pool(card.pool).cards
+                pipe.hset(where, card.name, encode(replace(card, seen=now)))  # type: ignore[arg-type]
+                pipe.expire(where, _KEY_TTL)
+                pipe.sadd(keys.pools, card.pool)
             await pipe.execute()
+
+
+async def _read(redis: Redis, keys: Keys) -> list[ModelCard]:
+    """The cards of every pool; those that say that they are of another pool are skipped.
+
+    Each pool has a key of its own, which its workers alone may write. None may take a pool out of
+    the set of all, or set a TTL on it: the pool's own name would be free for others.
+    """
+    with translated():
+        async with (
+            asyncio.timeout(CALL_TIMEOUT),
+            redis.pipeline(transaction=False) as pipe,
+        ):
+            names = await redis.smembers(keys.pools)  # type: ignore[misc]
+            pools = [name.decode(errors="replace") for name in names]
+            for pool in pools:
+                pipe.hgetall(keys.pool(pool).cards)
+            answers = await pipe.execute(raise_on_error=False)
+    cards = []
+    for pool, rows in zip(pools, answers, strict=True):
+        if isinstance(rows, Exception):
+            _skipped(pool, rows)
+            continue
+        for body in rows.values():
+            try:
+                cards.append(_checked(decode_card(body), pool))
+            except ProtocolError as error:
+                _skipped(pool, error)
+    return cards
+
+
+def _checked(card: ModelCard, pool: str) -> ModelCard:
+    if card.pool != pool:
+        raise ProtocolError(f"{card.name!r} is said to be of the pool {card.pool!r}")
+    return card
+
+
+def _skipped(pool: str, error: Exception) -> None:
+    log.warning("skipped an entry of the cards of %s: %s", pool, error, extra={"sparse": True})
+
+
+def _one_a_name(cards: Iterable[ModelCard]) -> list[ModelCard]:
+    """One card for each name: a pool's own name is that pool's, whoever else says it."""
+    found: dict[str, ModelCard] = {}
+    for card in sorted(cards, key=lambda card: (card.name != card.pool, card.pool)):
+        found.setdefault(card.name, card)
+    return list(found.values())
 
 
 async def _time(redis: Redis) -> int:

@@ -30,9 +30,9 @@ class Keys:
     prefix: str = "qs:"
 
     @property
-    def models(self) -> str:
-        """HASH: model name → card."""
-        return f"{self.prefix}models"
+    def pools(self) -> str:
+        """SET: every pool that ever had a worker; workers may add to it, and no more."""
+        return f"{self.prefix}pools"
 
     def reply(self, api: str) -> str:
         """Channel: the events for one API server."""
@@ -62,6 +62,11 @@ class PoolKeys:
     def state(self) -> str:
         """HASH: virtual times, the last epoch, counters, the measured rate."""
         return f"{self.root}:state"
+
+    @property
+    def cards(self) -> str:
+        """HASH: model name → card; of the pool alone, so that only its workers can write it."""
+        return f"{self.root}:cards"
 
     @property
     def fair(self) -> str:

@@ -143,7 +143,11 @@ def test_the_redis_cli_line_works_when_it_is_pasted(start):
     up = start(*FAKE)
     redis_cli = up.line("Look in").split("   ")[0].split()
     done = subprocess.run(
-        [*redis_cli, "hkeys", "qs:models"], capture_output=True, text=True, timeout=30, check=True
+        [*redis_cli, "smembers", "qs:pools"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert done.stdout == "fake\n"
 

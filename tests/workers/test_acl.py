@@ -17,7 +17,7 @@ from queueserve.dead import read as read_dead
 from queueserve.protocol import ModelCard
 from queueserve.queue.connection import open_redis
 from queueserve.queue.consumer import Consumer
-from queueserve.queue.directory import announce
+from queueserve.queue.directory import Directory, announce
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 from queueserve.queue.orders import Orders, Unload, give
@@ -57,7 +57,8 @@ def server(start_redis, pytestconfig, tmp_path):
             with contextlib.suppress(sync_redis.RedisError):
                 admin.ping()
                 break
-        yield SimpleNamespace(url=url, admin=admin, lines=lines)
+        anybody = f"redis://127.0.0.1:{started.port}/0"
+        yield SimpleNamespace(url=url, admin=admin, any_user=anybody, lines=lines)
 
 
 @pytest.fixture
@@ -182,7 +183,8 @@ FORBIDDEN = {
         ("FUNCTION", "LOAD", "#!lua name=x\n"), ("EVAL", "return 1", "0"), ("MONITOR",),
         ("GET", "other"), ("HGETALL", "other:{m}:job:j"), ("HGETALL", "qs:{stored}:response:t:r"),
         ("DEL", "other"), ("SUBSCRIBE", "qs:reply:api"), ("PUBLISH", "other", "x"),
-        ("SHUTDOWN",), ("CLIENT", "KILL", "TYPE", "normal"),
+        ("SHUTDOWN",), ("CLIENT", "KILL", "TYPE", "normal"), ("SREM", "qs:pools", "n"),
+        ("DEL", "qs:pools"), ("EXPIRE", "qs:pools", "1"), ("SADD", "qs:{m}:x", "n"),
     ],
     "queueserve-api": [
         ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST"), ("GET", "other"),
@@ -190,7 +192,7 @@ FORBIDDEN = {
         ("SUBSCRIBE", "other"), ("PUBLISH", "other", "x"), ("BLMPOP", "1", "1", "qs:x", "LEFT"),
     ],
     "queueserve-operator": [
-        ("HSET", "qs:models", "a", "b"), ("FCALL", "x", "0"), ("PUBLISH", "qs:reply:a", "x"),
+        ("SADD", "qs:pools", "b"), ("FCALL", "x", "0"), ("PUBLISH", "qs:reply:a", "x"),
         ("HGETALL", "other"), ("FLUSHALL",),
     ],
 }  # fmt: skip
@@ -212,9 +214,21 @@ async def test_a_worker_of_one_pool_cannot_touch_another(server):
             ("HGETALL", "qs:{n}:job:j"),
             ("PUBLISH", "qs:{n}:control:w", "x"),
             ("FCALL", "x", "1", "qs:{n}"),
+            ("HSET", "qs:{n}:cards", "n", "x"),
         ):
             with pytest.raises(sync_redis.exceptions.NoPermissionError):
                 client.execute_command(*command)
+
+
+async def test_a_worker_of_one_pool_cannot_take_the_name_of_another(server):
+    async with (
+        open_redis(server.url("queueserve-api")) as api,
+        open_redis(server.url("queueserve-worker")) as worker,
+        open_redis(server.any_user) as other,
+    ):
+        await announce(other, KEYS, [replace(CARD, name="n", pool="n")])
+        await announce(worker, KEYS, [CARD, replace(CARD, name="n")])
+        assert (await Directory(api, KEYS).find("n")).pool == "n"
 
 
 async def test_a_worker_waits_for_an_api_server_that_loads_the_functions(house, server, read):

@@ -190,8 +190,9 @@ async def test_a_tenant_does_not_see_another_ones_idempotency_keys(api):
 
 
 async def test_no_worker_within_the_queue_timeout_is_a_503(serve, redis, redis_url):
+    await redis.sadd("qs:pools", "away")
     await redis.hset(
-        "qs:models",
+        "qs:{away}:cards",
         "away",
         b'{"name":"away","pool":"away","context_length":9,"engine":"x","seen":9999999999}',
     )

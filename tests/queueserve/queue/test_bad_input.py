@@ -97,7 +97,7 @@ async def test_a_card_whose_fields_are_of_another_type_is_skipped(redis, keys, f
     ours = b'"%s":%s' % (field.encode(), dumps(getattr(CARD, field)))
     body = encode(CARD).replace(ours, b'"%s":%s' % (field.encode(), value))
     assert body != encode(CARD)
-    await redis.hset(keys.models, "bad", body)
+    await redis.hset(keys.pool("m").cards, "bad", body)
     assert [card.name for card in await known_cards(redis, keys)] == ["m"]
 
 

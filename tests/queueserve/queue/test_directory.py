@@ -21,7 +21,8 @@ def directory(redis, keys):
 
 async def announced_long_ago(redis, keys, card, seconds):
     seen = int(time.time()) - seconds
-    await redis.hset(keys.models, card.name, encode(replace(card, seen=seen)))
+    await redis.sadd(keys.pools, card.pool)
+    await redis.hset(keys.pool(card.pool).cards, card.name, encode(replace(card, seen=seen)))
 
 
 async def test_an_announced_model_is_found_by_every_name(redis, keys, directory):
@@ -78,11 +79,38 @@ async def test_a_worker_whose_clock_is_wrong_does_not_hide_its_model(
 
 async def test_an_entry_that_is_not_ours_is_skipped(redis, keys, directory, caplog):
     await announce(redis, keys, [CARD])
-    await redis.hset(keys.models, "broken", b"{")
+    await redis.hset(keys.pool("m").cards, "broken", b"{")
     assert (await directory.find("m")).name == "m"
     assert "skipped an entry" in caplog.text
 
 
 async def test_the_models_are_no_leak(redis, keys):
     await announce(redis, keys, [CARD])
-    assert await redis.ttl(keys.models) > KNOWN_FOR
+    assert await redis.ttl(keys.pool("m").cards) > KNOWN_FOR
+
+
+async def test_a_pool_cannot_take_the_name_of_another(redis, keys, directory):
+    await announce(redis, keys, [CARD, replace(CARD, name="z", pool="z")])
+    await announce(redis, keys, [replace(CARD, name="z"), replace(CARD, name="a", pool="a")])
+    await announce(redis, keys, [replace(CARD, name="m", pool="a")])
+    assert (await directory.find("z")).pool == "z"
+    assert (await directory.find("m")).pool == "m"
+
+
+async def test_a_card_that_says_another_pool_is_skipped(redis, keys, directory, caplog):
+    await announce(redis, keys, [CARD])
+    await redis.hset(
+        keys.pool("m").cards, "x", encode(replace(CARD, name="x", pool="z", seen=2**40))
+    )
+    with pytest.raises(ModelNotFoundError):
+        await directory.find("x")
+    assert "is said to be of the pool 'z'" in caplog.text
+
+
+async def test_cards_that_are_no_hash_hide_their_own_pool_only(redis, keys, directory):
+    await announce(redis, keys, [CARD, replace(CARD, name="z", pool="z")])
+    await redis.set(keys.pool("z").cards, "a string")
+    await redis.sadd(keys.pools, b"\xff}")
+    assert (await directory.find("m")).name == "m"
+    with pytest.raises(ModelNotFoundError):
+        await directory.find("z")
