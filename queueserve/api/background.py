@@ -20,7 +20,7 @@ from queueserve.api.disconnect import ServerClosingError
 from queueserve.api.generation import Reader, opened
 from queueserve.api.render_responses import ResponseEvents
 from queueserve.api.response import Answer, Status
-from queueserve.errors import IdempotencyConflictError, QueueServeError, RedisUnavailableError
+from queueserve.errors import QueueServeError, RedisUnavailableError
 from queueserve.protocol import Job, Started
 from queueserve.queue.owner import Owner
 from queueserve.queue.responses import ResponseStore, StoredResponse
@@ -28,6 +28,7 @@ from queueserve.queue.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+_OPENING = 60  # seconds within which a job is open, or its server has died
 _RETRY = 1.0  # seconds between attempts to tell Redis of an end
 
 
@@ -58,19 +59,27 @@ class Background:
         await self._tasks.settle(self._grace)
         await self._tasks.aclose()
 
-    async def start(self, work: Work) -> None:
-        """Begin; the job is queued and the response is stored when this returns.
+    async def start(self, work: Work) -> bool:
+        """Begin; the response is stored and the job is queued when this returns.
 
-        Raises what Owner.open raises, IdempotencyConflictError for an id that is taken, and
-        InvalidRequestError for a response that is too large.
+        False, and nothing has begun, if the id is taken: to open the job of another request would
+        end that one's stream. Raises what Owner.open raises, and InvalidRequestError for a response
+        that is too large.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            reader = await stack.enter_async_context(opened(self._owner, [work.job]))
-            run = _Run(self._store, work)
-            await run.begin(self._owner.api)
-            handed_over = stack.pop_all()
+        run = _Run(self._store, work)
+        if not await run.create():
+            return False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                reader = await stack.enter_async_context(opened(self._owner, [work.job]))
+                await run.begin(self._owner.api)
+                handed_over = stack.pop_all()
+        except BaseException:
+            await asyncio.shield(self._store.delete(work.tenant, work.stored.id))
+            raise
         name = f"response {work.stored.id}"
         self._tasks.start(self._follow(run, reader, handed_over), name)
+        return True
 
     @staticmethod
     async def _follow(run: _Run, reader: Reader, stack: contextlib.AsyncExitStack) -> None:
@@ -88,17 +97,16 @@ class _Run:
         self._frames: list[bytes] = []  # not written yet
         self._fields: dict[str, str] = {}  # not written yet
 
+    async def create(self) -> bool:
+        """Store the response, which nobody owns before its job is open; False if it is there."""
+        opening = replace(self._work.stored, api="", end_by=int(time.time() + _OPENING))
+        return await self._store.create(self._work.tenant, opening)
+
     async def begin(self, api: str) -> None:
-        """Store the response; nobody can ask for it before."""
-        tenant, stored = self._work.tenant, replace(self._work.stored, api=api)
-        if not await self._store.create(tenant, stored):
-            raise IdempotencyConflictError("A response with this id is there already.")
-        try:
-            self._frames = self._events.begin()
-            await self._write()
-        except BaseException:
-            await asyncio.shield(self._store.delete(tenant, stored.id))
-            raise
+        """Write who owns it, and its first events."""
+        self._frames = self._events.begin()
+        self._fields = {"api": api, "end_by": str(self._work.stored.end_by)}
+        await self._write()
 
     async def follow(self, reader: Reader) -> None:
         """Write what happens, to the end."""

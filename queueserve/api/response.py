@@ -24,8 +24,8 @@ _ITEM_IDS = {"reasoning": "rs", "text": "msg", "call": "fc"}
 def failure_of(error: QueueServeError) -> dict[str, Any]:
     """Return the `error` of a failed Response; its codes are few and fixed."""
     status = status_of(error)
-    code = "invalid_prompt" if status < 500 else "server_error"  # noqa: PLR2004 - HTTP's own number
-    return {"code": error.code if status == 429 else code, "message": error.message}  # noqa: PLR2004
+    codes = {400: "invalid_prompt", 404: "invalid_prompt", 429: error.code}
+    return {"code": codes.get(status, "server_error"), "message": error.message}
 
 
 class Answer:

@@ -40,7 +40,7 @@ class StoredResponse:
     # Of one that runs in the background:
     pool: str = ""
     job: str = ""
-    api: str = ""  # the API server that owns it
+    api: str = ""  # the API server that owns it; none while its job is being opened
     end_by: int = 0  # Unix seconds; it must have ended by then
 
     @property
@@ -161,7 +161,8 @@ class ResponseStore:
                 seconds, micros = await self._redis.time()
                 expiry = await self._redis.zscore(apis, stored.api)
         now = seconds * 1_000_000 + micros
-        return expiry is not None and expiry > now and seconds < stored.end_by
+        alive = not stored.api or (expiry is not None and expiry > now)
+        return alive and seconds < stored.end_by
 
     @contextlib.asynccontextmanager
     async def log(self, tenant: str, response: str) -> AsyncIterator[ResponseLog]:

@@ -51,7 +51,7 @@ async def create_response(
     answer = Answer(_head(body, identity, services), parser)
     frame = _frame(body, identity, owner, earlier)
     if body.background:
-        return await _background(body, job, answer, frame, services)
+        return await _background(body, job, answer, frame, identity, services)
     return _answer(body, job, answer, _keeping(answer, frame, services), services)
 
 
@@ -111,13 +111,22 @@ def _keeping(answer: Answer, frame: Frame, services: Services) -> Keep:
     return keep
 
 
-async def _background(
-    body: ResponsesRequest, job: Job, answer: Answer, frame: Frame, services: Services
+async def _background(  # noqa: PLR0917 - what a response is made of
+    body: ResponsesRequest,
+    job: Job,
+    answer: Answer,
+    frame: Frame,
+    identity: Identity,
+    services: Services,
 ) -> Response:
     """Begin a response that goes on by itself, and show it or its stream."""
     end_by = int(time.time() + job.queue_timeout + job.timeout + _MARGIN)
     stored = frame.around(answer.response("queued"), pool=job.pool, job=job.id, end_by=end_by)
-    await services.background.start(Work(frame.owner, stored, job, answer))
+    if not await services.background.start(Work(frame.owner, stored, job, answer)):
+        retried = await _retried(body, frame.owner, identity, services)
+        if retried is None:  # its job could not be opened
+            raise IdempotencyConflictError("The first request with this Idempotency-Key failed.")
+        return retried
     return shown(stored, frame.owner, services, after=-1 if body.stream else None)
 
 

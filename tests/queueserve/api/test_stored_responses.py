@@ -10,6 +10,9 @@ import pytest
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from queueserve.errors import QueueServeError
+from queueserve.queue.owner import Owner
+
 EVENT = TypeAdapter(ResponseStreamEvent)
 GREEDY = {"model": "m", "temperature": 0, "extra_body": {"ignore_eos": True}}
 LONG = GREEDY | {"max_output_tokens": 2000}
@@ -220,6 +223,29 @@ async def test_an_idempotency_key_finds_the_background_response(slow, redis):
     third = await slow.create(input="Hello", **options)
     assert third.to_dict() == done.to_dict()
     assert len(await redis.keys("qs:{m}:job:*")) == 1
+
+
+async def test_requests_at_once_with_one_idempotency_key_share_the_response(slow, redis):
+    options = GREEDY | {"max_output_tokens": 30, "background": True}
+    options["extra_headers"] = {"Idempotency-Key": "k"}
+    made = await asyncio.gather(*[slow.create(input="Hello", **options) for _ in range(5)])
+    assert len({response.id for response in made}) == 1
+    done = await ended(slow, made[0].id)
+    assert (done.status, done.usage.output_tokens) == ("incomplete", 30)
+    assert len(await redis.keys("qs:{m}:job:*")) == 1
+
+
+async def test_a_background_response_whose_job_cannot_be_opened_is_not_kept(
+    slow, redis, monkeypatch
+):
+    async def full(*_):
+        raise QueueServeError("No job is opened.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Owner, "open", full)
+        with pytest.raises(openai.InternalServerError):
+            await slow.create(input="Hello", background=True, **GREEDY)
+    assert not await redis.keys("*stored*response:*")
 
 
 async def test_a_server_that_stops_fails_its_background_responses(serve, worker, redis_url, api):
