@@ -54,8 +54,10 @@ class Identity:
         return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32), tenant=tenant)
 
     @classmethod
-    def of_key(cls, prefix: str, *, key: str, tenant: str, body: bytes, secret: str) -> Self:
-        """Make the one that an Idempotency-Key of a tenant stands for.
+    def of_key(
+        cls, prefix: str, *, key: str, path: str, tenant: str, body: bytes, secret: str
+    ) -> Self:
+        """Make the one that an Idempotency-Key of a tenant stands for, at a path of the API.
 
         Raises InvalidRequestError.
         """
@@ -63,8 +65,8 @@ class Identity:
             raise InvalidRequestError(
                 f"An Idempotency-Key has 1 to {_MAX_KEY_CHARS} characters.", param="Idempotency-Key"
             )
-        # Lengths first, so that no other tenant and key give the same text.
-        text = f"{len(tenant)}:{tenant}:{key}".encode()
+        # Lengths first, so that no other tenant, path and key give the same text.
+        text = f"{len(tenant)}:{tenant}:{len(path)}:{path}:{key}".encode()
         name = hmac.digest(secret.encode(), text, "sha256")
         return cls(
             reply_id=f"{prefix}{name[:16].hex()}",

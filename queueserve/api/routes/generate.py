@@ -35,6 +35,7 @@ async def identify(
     return Identity.of_key(
         prefix,
         key=key,
+        path=request.url.path,
         tenant=tenant,
         body=await request.body(),
         secret=services.settings.idempotency_secret,

@@ -211,7 +211,7 @@ def test_too_many_jobs_are_refused():
 
 
 def key(**change) -> Identity:
-    given = {"key": "k", "tenant": "t", "body": b"{}", "secret": "s"} | change
+    given = {"key": "k", "path": "/p", "tenant": "t", "body": b"{}", "secret": "s"} | change
     return Identity.of_key("cmpl-", **given)
 
 
@@ -224,16 +224,17 @@ def test_an_idempotency_key_gives_the_same_jobs_again():
     assert key().reply_id == "cmpl-" + job.id.removeprefix("idem-").removesuffix("-0")
 
 
-def test_tenants_secrets_and_keys_tell_jobs_apart():
+def test_tenants_paths_secrets_and_keys_tell_jobs_apart():
     same = {"job_id": key().job_id}
     others = [
         key(tenant="u"),
         key(secret="x"),
         key(key="l"),
+        key(path="/q"),
         key(tenant="t:1", key="k"),
         key(tenant="t", key="1:k"),
     ]
-    assert len({identity.job_id for identity in others} | set(same.values())) == 6
+    assert len({identity.job_id for identity in others} | set(same.values())) == 7
 
 
 def test_another_body_gives_other_jobs_under_the_same_ids():

@@ -225,6 +225,15 @@ async def test_an_idempotency_key_finds_the_background_response(slow, redis):
     assert len(await redis.keys("qs:{m}:job:*")) == 1
 
 
+async def test_an_idempotency_key_stands_for_one_request_at_each_path(responses):
+    options = GREEDY | {"extra_headers": {"Idempotency-Key": "k"}}
+    made = await responses.create(input="Hello", max_output_tokens=2, **options)
+    counted = await responses.input_tokens.count(
+        model="m", input="Hello", extra_headers=options["extra_headers"]
+    )
+    assert made.usage.input_tokens == counted.input_tokens
+
+
 async def test_requests_at_once_with_one_idempotency_key_share_the_response(slow, redis):
     options = GREEDY | {"max_output_tokens": 30, "background": True}
     options["extra_headers"] = {"Idempotency-Key": "k"}
