@@ -14,7 +14,7 @@ from queueserve.queue.preflight import check, check_at_start, risks
 
 
 class OldServer:
-    """What a Redis 5, or a 6.2, answers to what we ask at start. None can be installed here."""
+    """What a Redis 5, or a 6.2, answers to what we ask at start."""
 
     def __init__(self, hello: bytes) -> None:
         self._hello = hello

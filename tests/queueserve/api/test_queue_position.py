@@ -57,10 +57,30 @@ async def test_a_stream_that_waits_is_told_its_place_at_once(busy, redis, until)
     await waiting
 
 
+class Ear(httpx.AsyncHTTPTransport):
+    """A transport that keeps what comes in."""
+
+    heard = b""
+
+    async def handle_async_request(self, request):
+        answer = await super().handle_async_request(request)
+
+        async def pieces():
+            async for piece in answer.stream:
+                self.heard += piece
+                yield piece
+
+        return httpx.Response(answer.status_code, headers=answer.headers, content=pieces())
+
+
 async def test_the_openai_client_reads_over_the_comments(busy, api):
+    ear = Ear()
     options = {k: v for k, v in CHAT.items() if k != "ignore_eos"} | TELL
-    stream = await api.client.chat.completions.create(**options, max_tokens=3)
-    chunks = [chunk async for chunk in stream]
+    async with httpx.AsyncClient(transport=ear, timeout=BOUND) as http:
+        client = api.client.with_options(http_client=http)
+        stream = await client.chat.completions.create(**options, max_tokens=3)
+        chunks = [chunk async for chunk in stream]
+    assert ear.heard.startswith(b": queued position=1")
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
