@@ -88,14 +88,16 @@ class Node:
             )
         self._expected = False
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> bool:
+        """Send it; whether there was a process to get it."""
         if not self.running:
-            return
+            return False
         if number in (signal.SIGKILL, signal.SIGTERM):
             self._expected = True
         if number is signal.SIGKILL:
             self.killed.append(time.monotonic())
         os.kill(self.pid, number)
+        return True
 
     def has_fallen(self) -> bool:
         """Whether the process has ended; an end that nobody caused is noted."""

@@ -14,21 +14,23 @@ from harness.cluster import Cluster, Node
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault; `weight` says how often it is drawn."""
+    """A kind of fault; `weight` says how often it is drawn, `happen` whether it took effect."""
 
     name: str
     weight: int
-    happen: Callable[[Cluster, random.Random], Awaitable[None]]
+    happen: Callable[[Cluster, random.Random], Awaitable[bool]]
 
 
 def _some(nodes: list[Node], draw: random.Random) -> Node:
     return draw.choice(nodes)
 
 
-async def _stopped(node: Node, seconds: float) -> None:
-    node.signal(signal.SIGSTOP)
+async def _stopped(node: Node, seconds: float) -> bool:
+    if not node.signal(signal.SIGSTOP):
+        return False
     await asyncio.sleep(seconds)
     node.signal(signal.SIGCONT)
+    return True
 
 
 def _beyond(cluster: Cluster, draw: random.Random) -> float:
@@ -40,83 +42,94 @@ def _within(cluster: Cluster, draw: random.Random) -> float:
     return cluster.size.heartbeat * draw.uniform(0.2, 0.7)
 
 
-async def kill_worker(cluster: Cluster, draw: random.Random) -> None:
-    _some(cluster.workers, draw).signal(signal.SIGKILL)
+async def kill_worker(cluster: Cluster, draw: random.Random) -> bool:
+    return _some(cluster.workers, draw).signal(signal.SIGKILL)
 
 
-async def stop_worker_beyond_its_lease(cluster: Cluster, draw: random.Random) -> None:
-    await _stopped(_some(cluster.workers, draw), _beyond(cluster, draw))
+async def stop_worker_beyond_its_lease(cluster: Cluster, draw: random.Random) -> bool:
+    return await _stopped(_some(cluster.workers, draw), _beyond(cluster, draw))
 
 
-async def stop_worker_briefly(cluster: Cluster, draw: random.Random) -> None:
-    await _stopped(_some(cluster.workers, draw), _within(cluster, draw))
+async def stop_worker_briefly(cluster: Cluster, draw: random.Random) -> bool:
+    return await _stopped(_some(cluster.workers, draw), _within(cluster, draw))
 
 
-async def drain_worker(cluster: Cluster, draw: random.Random) -> None:
-    _some(cluster.workers, draw).signal(signal.SIGTERM)
+async def drain_worker(cluster: Cluster, draw: random.Random) -> bool:
+    return _some(cluster.workers, draw).signal(signal.SIGTERM)
 
 
-async def kill_api(cluster: Cluster, draw: random.Random) -> None:
-    _some(cluster.apis, draw).signal(signal.SIGKILL)
+async def kill_api(cluster: Cluster, draw: random.Random) -> bool:
+    return _some(cluster.apis, draw).signal(signal.SIGKILL)
 
 
-async def stop_api_beyond_its_lease(cluster: Cluster, draw: random.Random) -> None:
-    await _stopped(_some(cluster.apis, draw), _beyond(cluster, draw))
+async def stop_api_beyond_its_lease(cluster: Cluster, draw: random.Random) -> bool:
+    return await _stopped(_some(cluster.apis, draw), _beyond(cluster, draw))
 
 
-async def drain_api(cluster: Cluster, draw: random.Random) -> None:
-    _some(cluster.apis, draw).signal(signal.SIGTERM)
+async def drain_api(cluster: Cluster, draw: random.Random) -> bool:
+    return _some(cluster.apis, draw).signal(signal.SIGTERM)
 
 
-async def kill_redis(cluster: Cluster, _draw: random.Random) -> None:
+async def kill_redis(cluster: Cluster, _draw: random.Random) -> bool:
     await cluster.restart_redis(kill=True)
+    return True
 
 
-async def restart_redis(cluster: Cluster, _draw: random.Random) -> None:
+async def restart_redis(cluster: Cluster, _draw: random.Random) -> bool:
     await cluster.restart_redis(kill=False)
+    return True
 
 
-async def hang_redis_briefly(cluster: Cluster, draw: random.Random) -> None:
+async def hang_redis_briefly(cluster: Cluster, draw: random.Random) -> bool:
     await cluster.hang_redis(_within(cluster, draw))
+    return True
 
 
-async def hang_redis(cluster: Cluster, draw: random.Random) -> None:
+async def hang_redis(cluster: Cluster, draw: random.Random) -> bool:
     await cluster.hang_redis(draw.choice([3.0, 5.0, 8.0, 20.0]))
+    return True
 
 
-async def fill_disk(cluster: Cluster, draw: random.Random) -> None:
+async def fill_disk(cluster: Cluster, draw: random.Random) -> bool:
     await cluster.fill_disk(draw.uniform(0.5, 2.0) * cluster.size.heartbeat)
+    return True
 
 
-async def delay_link(cluster: Cluster, draw: random.Random) -> None:
+async def delay_link(cluster: Cluster, draw: random.Random) -> bool:
     await draw.choice(cluster.links).delay(draw.choice([0.02, 0.1, 0.4]), draw.uniform(1, 4))
+    return True
 
 
-async def cut_link(cluster: Cluster, draw: random.Random) -> None:
+async def cut_link(cluster: Cluster, draw: random.Random) -> bool:
     draw.choice(cluster.links).cut()
+    return True
 
 
-async def hold_link(cluster: Cluster, draw: random.Random) -> None:
+async def hold_link(cluster: Cluster, draw: random.Random) -> bool:
     await draw.choice(cluster.links).hold(draw.choice([_within, _beyond])(cluster, draw))
+    return True
 
 
-async def half_open_link(cluster: Cluster, draw: random.Random) -> None:
+async def half_open_link(cluster: Cluster, draw: random.Random) -> bool:
     await draw.choice(cluster.links).swallow(draw.choice([_within, _beyond])(cluster, draw))
+    return True
 
 
-async def drop_after_forwarding(cluster: Cluster, draw: random.Random) -> None:
+async def drop_after_forwarding(cluster: Cluster, draw: random.Random) -> bool:
     await draw.choice(cluster.links).drop_answers(draw.uniform(0.05, 0.5))
+    return True
 
 
-async def jump_wall_clock(cluster: Cluster, draw: random.Random) -> None:
+async def jump_wall_clock(cluster: Cluster, draw: random.Random) -> bool:
     hours = draw.choice([-30, -2, 2, 30])
-    await _some(cluster.workers, draw).ask(do="jump", wall=hours * 3600.0, lease=0.0)
+    worker = _some(cluster.workers, draw)
+    return await worker.ask(do="jump", wall=hours * 3600.0, lease=0.0) is not None
 
 
-async def suspend_worker(cluster: Cluster, draw: random.Random) -> None:
+async def suspend_worker(cluster: Cluster, draw: random.Random) -> bool:
     """The lease clock jumps, as it does on a machine that was suspended."""
     ahead = _beyond(cluster, draw)
-    await _some(cluster.workers, draw).ask(do="jump", wall=ahead, lease=ahead)
+    return await _some(cluster.workers, draw).ask(do="jump", wall=ahead, lease=ahead) is not None
 
 
 FAULTS = [
@@ -146,19 +159,23 @@ class Schedule:
     """Injects faults at random moments, several at a time; the same seed gives the same order."""
 
     def __init__(self, cluster: Cluster, faults: list[Fault], *, seed: int, pause: float) -> None:
-        self.count: Counter[str] = Counter()
+        self.count: Counter[str] = Counter()  # those that took effect
+        self.missed = 0  # those that did not: what they meant to hurt was down already
         self.failed: list[str] = []  # faults that could not be injected
         self._cluster = cluster
         self._faults = faults
         self._draw = random.Random(f"faults {seed}")
         self._pause = pause  # seconds between two, on average
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[bool]] = set()
 
     async def run(self, most: int) -> None:
-        """Inject `most` faults, or until cancelled; leaves none behind unhealed."""
+        """Until `most` faults took effect, or until cancelled; leaves none behind unhealed."""
         weights = [fault.weight for fault in self._faults]
         try:
-            while sum(self.count.values()) < most:
+            while self.count.total() < most:
+                if self.count.total() + len(self._running) >= most:  # one of them may miss
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                    continue
                 await asyncio.sleep(self._draw.expovariate(1 / self._pause))
                 (fault,) = self._draw.choices(self._faults, weights)
                 self.inject(fault)
@@ -167,13 +184,18 @@ class Schedule:
                 await asyncio.shield(asyncio.wait(self._running))
 
     def inject(self, fault: Fault) -> None:
-        self.count[fault.name] += 1
         draw = random.Random(self._draw.random())
-        task = asyncio.create_task(fault.happen(self._cluster, draw))
+        task = asyncio.create_task(fault.happen(self._cluster, draw), name=fault.name)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[bool]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self.failed.append(f"{error!r}")
+        if task.cancelled():
+            return
+        if error := task.exception():
+            self.failed.append(f"{task.get_name()}: {error!r}")
+        if error or task.result():
+            self.count[task.get_name()] += 1
+        else:
+            self.missed += 1

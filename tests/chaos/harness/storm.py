@@ -79,16 +79,22 @@ async def run(storm: Storm, report: Report) -> None:
     asks = catalogue(min(60, max(12, storm.requests // 8)), draw)
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         async with Cluster(Path(directory), storm.size) as cluster:
-            client = Client(cluster.ports, draw)
+            # Of its own: how often it tries again depends on the moment, the requests do not.
+            client = Client(cluster.ports, random.Random(f"client {storm.seed}"))
             try:
-                await _storm(storm, report, cluster, client, asks)
+                await _storm(storm, report, cluster, client, (asks, draw))
             finally:
                 report.keep_logs(Path(directory))
 
 
 async def _storm(
-    storm: Storm, report: Report, cluster: Cluster, client: Client, asks: list[Ask]
+    storm: Storm,
+    report: Report,
+    cluster: Cluster,
+    client: Client,
+    drawn: tuple[list[Ask], random.Random],
 ) -> None:
+    asks, draw = drawn
     processes = checks.Processes(cluster)
     await undisturbed(cluster, client, asks)
     report.violate(await checks.settled(cluster))
@@ -99,11 +105,12 @@ async def _storm(
     began = time.monotonic()
     hurting = asyncio.create_task(schedule.run(storm.faults))
     try:
-        await crowd(client, storm.at_once, _work(storm, asks, client.draw, hurting))
+        await crowd(client, storm.at_once, _work(storm, asks, draw, hurting))
         await hurting
     finally:
         hurting.cancel()
     report.row("requests / faults", f"{client.outcomes.total()} / {schedule.count.total()}")
+    report.row("faults that found nothing to hurt (not counted)", str(schedule.missed))
     report.row("seconds of load", f"{time.monotonic() - began:.0f}")
     report.violate(await checks.settled(cluster))
     report.count("fault", schedule.count)
