@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from harness import can_fail, storm
 from harness.faults import FAULTS
 from harness.report import Report
@@ -17,6 +18,6 @@ async def test_nothing_is_lost_and_nothing_runs_twice(tmp_path):
     assert not report.violations
 
 
-async def test_the_checks_find_a_reaper_that_requeues_by_itself():
-    (first, *_) = await can_fail.found("reaper_requeues_by_itself", seed=1)
-    assert "its reader did not resume" in first
+@pytest.mark.parametrize("bug", can_fail.PROVOKED_BY)
+async def test_the_checks_find_a_bug(bug):
+    assert await can_fail.found(bug, seed=1)
