@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
 from queueserve.protocol import Constraint
+from workers.engines.grammar_limits import check_grammar, check_schema, with_large_stack
 
 _Library: TypeAlias = Any  # llguidance; its LLMatcher and LLTokenizer are Rust
 
@@ -59,6 +60,7 @@ def _json_schema(text: str) -> str:
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, dict):
         raise TypeError("a schema is an object")
+    check_schema(schema)
     options = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
     return f"start: %json {json.dumps(_bounded(schema) | options)}"
 
@@ -91,7 +93,9 @@ def _choice(text: str) -> str:
 
 
 def _grammar(text: str) -> str:
-    return str(_library("llguidance.gbnf_to_lark").any_to_lark(text)).strip()
+    lark = str(_library("llguidance.gbnf_to_lark").any_to_lark(text)).strip()
+    check_grammar(lark)
+    return lark
 
 
 _WRITERS: dict[str, Callable[[str], str]] = {
@@ -179,7 +183,9 @@ class Grammars:
         with self._lock:
             compiled = self._compiled.get(constraint)
             if compiled is None:
-                compiled = self._compiled[constraint] = self._compile(constraint)
+                compiled = self._compiled[constraint] = with_large_stack(
+                    lambda: self._compile(constraint)
+                )
             self._compiled.move_to_end(constraint)
             if len(self._compiled) > _CACHED:
                 self._compiled.popitem(last=False)
