@@ -82,8 +82,11 @@ _ALL = ("failover", "rolling", "overload", "readers", "storm", "defaults")
 @click.option("--seed", type=int, help="Of requests and faults.  [default: drawn]")
 @click.option("--heartbeat", default=2.0, show_default=True, help="The heartbeat timeout.")
 @click.option("--kind", default="", help="Only faults whose name contains this.")
+@click.option("--strict", is_flag=True, help="A bound that is not met fails, too.")
 @click.option("--logs", type=click.Path(path_type=Path), help="Where the processes' logs go.")
-def main(parts: tuple[str, ...], seed: int | None, logs: Path | None, **options) -> None:
+def main(
+    parts: tuple[str, ...], seed: int | None, logs: Path | None, *, strict: bool, **options
+) -> None:
     """Run PARTS: failover, rolling, overload, readers, storm, defaults (all of these), can_fail."""
     seed = seed if seed is not None else int(time.time()) % 100_000
     chosen = _Parts(seed=seed, **options)
@@ -95,7 +98,7 @@ def main(parts: tuple[str, ...], seed: int | None, logs: Path | None, **options)
         asyncio.run(run(report))
         report.row("seconds", f"{time.monotonic() - began:.0f}")
         click.echo(f"{report}\n")
-        failed = failed or bool(report.violations)
+        failed = failed or bool(report.violations) or (strict and bool(report.missed))
     sys.exit(failed)
 
 

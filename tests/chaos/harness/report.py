@@ -17,6 +17,7 @@ class Report:
         self.title = title
         self.rows: list[tuple[str, str]] = []
         self.violations: list[str] = []
+        self.missed: list[str] = []  # names of figures beyond their bounds
         self._logs = logs
 
     def row(self, name: str, value: str) -> None:
@@ -29,6 +30,8 @@ class Report:
     def figure(self, name: str, value: str, bound: str, *, within: bool) -> None:
         """A latency or a rate: shown with its bound, no violation, as machines differ."""
         self.row(name, f"{value} (bound {bound}{'' if within else ', NOT MET'})")
+        if not within:
+            self.missed.append(name)
 
     def violate(self, found: Iterable[str]) -> None:
         self.violations += found
