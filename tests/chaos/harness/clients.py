@@ -17,7 +17,7 @@ from harness.wire import Answer, Events, asked
 ATTEMPT_WITHIN = 200.0  # seconds; request and queue timeouts are far below
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
 GIVE_UP_AFTER = 400.0  # seconds of retries
-_RETRIED = {409, 429, 503, 504}
+RETRIED = {409, 429, 503, 504}
 _FINAL = {"vanished", "worker_crashed"}  # a job that has lost its last worker stays failed
 EXPECTED_CODES = {  # how a request may end that was disturbed
     *("no_worker", "queue_timeout", "rate_limit_exceeded", "redis_unavailable", "request_timeout"),
@@ -35,6 +35,7 @@ class Attempt:
     reply: str = ""  # the answer's id
     how: str = ""  # done, vanished, cut, refused (no connection), or the code of an error
     status: int = 0
+    retry_after: float = 0.0  # seconds, as the server says
     pieces: list[float] = field(default_factory=list)  # when each piece came
 
 
@@ -104,7 +105,7 @@ class Client:
         pause = 0.05
         while True:
             attempt = await self.attempt(ask, manner, headers if manner.key else {})
-            refused = attempt.how == "refused" or attempt.status in _RETRIED
+            refused = attempt.how == "refused" or attempt.status in RETRIED
             again = refused or (manner.key and attempt.how not in ("done", "vanished"))
             if not again or attempt.how in _FINAL:
                 break
@@ -116,8 +117,12 @@ class Client:
         self.outcomes[attempt.how] += 1
         return attempt
 
-    async def attempt(self, ask: Ask, manner: Manner, headers: dict[str, str]) -> Attempt:
-        name, port = self.draw.choice(sorted(self.ports().items()))
+    async def attempt(
+        self, ask: Ask, manner: Manner, headers: dict[str, str], *, avoid: str = ""
+    ) -> Attempt:
+        """Send it once, to any API server but `avoid`."""
+        ports = sorted(self.ports().items())
+        name, port = self.draw.choice([each for each in ports if each[0] != avoid])
         attempt = Attempt(name, time.monotonic())
         self.attempts.append(attempt)
         leaves = manner.vanish_at > 0 and not ask.streams
@@ -146,6 +151,7 @@ class Client:
     ) -> None:
         async with asked(port, ask.path, ask.payload, headers) as answer:
             attempt.status = answer.status
+            attempt.retry_after = float(answer.headers.get("retry-after", 0))
             if answer.status != 200:
                 error = json.loads(await answer.body())["error"]
                 self._ended_by(attempt, ask, error)

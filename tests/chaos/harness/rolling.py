@@ -6,19 +6,23 @@ import asyncio
 import random
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from harness.catalogue import catalogue
-from harness.clients import Client, Manner
+from harness.catalogue import Ask, catalogue
+from harness.clients import RETRIED, Client, Manner
 from harness.cluster import Cluster, Node, Size, until
 from harness.report import Report
 from harness.storm import undisturbed
 
 _AT_ONCE = 16
+_RETRIES = 2  # these three are the openai library's
+_FIRST_PAUSE = 0.5  # seconds
+_LONGEST_PAUSE = 8.0
 
 
 async def run(report: Report, *, seed: int) -> None:
-    """Workers, API servers, Redis; clients try again as the openai library does."""
+    """Workers, API servers, Redis; clients try again as often as the openai library does."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         async with Cluster(Path(directory), Size(seed=seed)) as cluster:
             client = Client(cluster.ports, random.Random(seed))
@@ -26,10 +30,11 @@ async def run(report: Report, *, seed: int) -> None:
             await undisturbed(cluster, client, asks)
             client.outcomes.clear()
             stop = asyncio.Event()
+            retries: Counter[int] = Counter()
 
             async def load() -> None:
                 while not stop.is_set():
-                    await client.request(client.draw.choice(asks), Manner())
+                    retries[await _as_library(client, client.draw.choice(asks))] += 1
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(_AT_ONCE):
@@ -41,10 +46,28 @@ async def run(report: Report, *, seed: int) -> None:
                 await asyncio.sleep(2)
                 stop.set()
             report.row("requests while every process restarted", str(client.outcomes.total()))
+            needed = ", ".join(f"{retries[count]} with {count}" for count in range(_RETRIES + 1))
+            report.row("requests by retries needed", needed)
             report.violate(client.violations)
             failed = {how: n for how, n in client.outcomes.items() if how != "done"}
             report.violate(f"{count} requests ended with {how}" for how, count in failed.items())
             report.violate(found for node in cluster.nodes for found in node.unexpected)
+
+
+async def _as_library(client: Client, ask: Ask) -> int:
+    """Send it; returns how many retries it took, two at most (the library's default)."""
+    pause = _FIRST_PAUSE
+    for retries in range(_RETRIES + 1):
+        attempt = await client.attempt(ask, Manner(), {})
+        if attempt.how == "refused":  # what a load balancer does
+            attempt = await client.attempt(ask, Manner(), {}, avoid=attempt.api)
+        if attempt.how != "refused" and attempt.status not in RETRIED:
+            break
+        if retries < _RETRIES:
+            await asyncio.sleep(attempt.retry_after or pause * client.draw.uniform(0.75, 1))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    client.outcomes[attempt.how] += 1
+    return retries
 
 
 async def _restart(cluster: Cluster, node: Node) -> None:
