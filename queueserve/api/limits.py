@@ -13,6 +13,8 @@ MAX_CHARS = 4_000_000
 """Characters of all messages, or of all prompts, together."""
 MAX_CHOICES = 128
 MAX_TOOLS = 128
+MAX_PARTS = 1_024
+"""Parts of one message's content."""
 """Tools of a request, and calls in one message."""
 MAX_PROMPTS = 1_024
 MAX_INPUTS = 16_384
@@ -24,6 +26,7 @@ MAX_DEPTH = 100
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1_024
 MAX_BIASES = 1_024
+MAX_METADATA = 16
 MAX_LOGPROBS = 20
 """Alternatives to a token."""
 MAX_CONSTRAINT_CHARS = 200_000

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_TOKENS
+from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
 from queueserve.api.schemas.tools import (
     CalledFunction,
@@ -59,7 +59,7 @@ class Message(Schema):
     """One message of the conversation; a chat template decides what of it the model sees."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
     tool_calls: ToolCalls | None = None
     tool_call_id: CallId | None = None

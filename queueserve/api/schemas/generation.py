@@ -15,11 +15,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema
 
 from queueserve.api.limits import (
     MAX_BIASES,
     MAX_CHOICES,
+    MAX_METADATA,
     MAX_STOP_CHARS,
     MAX_STOPS,
     MAX_TOKEN_ID,
@@ -32,7 +41,7 @@ from queueserve.api.schemas.constraints import (
     Pattern,
     StructuredOutputs,
 )
-from queueserve.api.schemas.values import invalid, only
+from queueserve.api.schemas.values import at_most, invalid, only
 
 _INT64 = 2**63
 
@@ -44,10 +53,34 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
+def _fail_fast(schema: Any) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _fail_fast(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _fail_fast(part)
+
+
 class Schema(BaseModel):
     """Strict about the fields it has, silent about others."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Let every list stop at its first wrong element.
+
+        A body has room for millions of them, and an error for each would take all memory, and the
+        event loop for a minute.
+        """
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class StreamOptions(Schema):
@@ -75,14 +108,16 @@ class GenerationRequest(Schema):
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], at_most(MAX_BIASES)] | None
+    ) = None
     user: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The tenant for fair queueing, where no API keys name it."
     )
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = Field(
         None, description="The priority class: priority goes before default, flex after it."
     )
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], at_most(MAX_METADATA)] | None = None
 
     # Beyond OpenAI, as other servers have them
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
@@ -123,8 +158,6 @@ class GenerationRequest(Schema):
     def _is_by_token(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         if value is None:
             return None
-        if len(value) > MAX_BIASES:
-            raise invalid(f"At most {MAX_BIASES} tokens can have a bias")
         for key in value:
             if not (key.isascii() and key.isdigit() and int(key) <= MAX_TOKEN_ID):
                 raise invalid(f"The keys must be token ids, not {key[:50]!r}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag
 
-from queueserve.api.limits import MAX_MESSAGES, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
+from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
 from queueserve.api.schemas.generation import Probability, Schema, Stop
 from queueserve.api.schemas.values import by_type, of_type, only
 
@@ -37,7 +37,9 @@ class ToolUseBlock(Schema):
     input: dict[str, Any]
 
 
-Texts: TypeAlias = list[Annotated[TextBlock, of_type(("text",), "Content")]]
+Texts: TypeAlias = Annotated[
+    list[Annotated[TextBlock, of_type(("text",), "Content")]], Field(max_length=MAX_PARTS)
+]
 
 
 class ToolResultBlock(Schema):
@@ -63,7 +65,7 @@ class Turn(Schema):
     """One message of the conversation."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Field(max_length=MAX_PARTS)]
 
 
 class Tool(Schema):

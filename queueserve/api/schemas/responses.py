@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
-from queueserve.api.limits import MAX_MESSAGES, MAX_TOKENS
+from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
 from queueserve.api.schemas.values import by_type, invalid, of_type, only
 
@@ -41,7 +41,7 @@ class MessageItem(Schema):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
 class FunctionCallItem(Schema):
@@ -58,15 +58,15 @@ class FunctionCallOutputItem(Schema):
 
     type: Literal["function_call_output"]
     call_id: Name
-    output: str | list[Part]
+    output: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
 class ReasoningItem(Schema):
     """What the model wrote for itself before an answer."""
 
     type: Literal["reasoning"]
-    summary: list[Part] | None = None
-    content: list[Part] | None = None
+    summary: Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
+    content: Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
 
 
 Item: TypeAlias = Annotated[
@@ -184,7 +184,7 @@ class ResponsesRequest(GenerationRequest):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(max_length=MAX_PARTS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     previous_response_id: Annotated[str, Field(max_length=128)] | None = None
     store: bool | None = None

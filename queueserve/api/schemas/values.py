@@ -32,6 +32,17 @@ def only(*neutral: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
+def at_most(members: int) -> BeforeValidator:
+    """Refuse an object with more members before any of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > members:
+            raise invalid(f"At most {members} members are allowed here")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _nested(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse what is nested too deeply to be encoded for a worker."""
     level: list[Any] = [value]
