@@ -13,6 +13,7 @@ from queueserve.api import schemas
 from queueserve.api.schemas.generation import Schema
 
 MANY = 100_000
+ALLOWED = 1_000  # few enough for most fields
 FEW = 60  # errors: a union has some for each of its branches
 
 
@@ -30,7 +31,9 @@ def models() -> list[type[Schema]]:
     return found
 
 
-@pytest.mark.parametrize("wrong", [[1] * MANY, [{}] * MANY, {str(at): [] for at in range(MANY)}])
+@pytest.mark.parametrize(
+    "wrong", [[1] * MANY, [{}] * MANY, [1] * ALLOWED, {str(at): [] for at in range(MANY)}]
+)
 @pytest.mark.parametrize("model", models(), ids=lambda model: model.__name__)
 def test_no_field_of_any_schema_lists_all_its_mistakes(model, wrong):
     for name, field in model.model_fields.items():
