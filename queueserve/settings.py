@@ -59,3 +59,5 @@ class ApiSettings:
     def __post_init__(self) -> None:
         if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_ca_certs):
             raise ValueError("ssl_keyfile and ssl_ca_certs need an ssl_certfile")
+        if not all(key.isascii() and key.isprintable() for key in self.api_keys):
+            raise ValueError("an API key may have ASCII characters only: HTTP cannot carry others")

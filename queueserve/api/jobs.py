@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from queueserve.api.constraints import constraint_of
 from queueserve.api.conversation import carried
-from queueserve.api.limits import MAX_JOBS
+from queueserve.api.limits import MAX_CHARS, MAX_JOBS
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.completions import CompletionRequest
 from queueserve.api.schemas.data import ModelRequest
@@ -96,6 +96,7 @@ def chat_jobs(
     chars = sum(message.chars for message in request.messages) + sum(
         len(str(tool)) for tool in offer.tools
     )
+    _check_size(chars, request.n or 1)
     job = _job(
         request,
         identity,
@@ -115,6 +116,15 @@ def chat_jobs(
         asked = replace(job.sampling, logprobs=request.top_logprobs or 0)
         job = replace(job, sampling=asked)
     return _numbered([job], request.n or 1)
+
+
+def _check_size(length: int, choices: int) -> None:
+    """Refuse what would be large in Redis, where each choice's job carries the whole prompt."""
+    if choices > 1 and length * choices > MAX_CHARS:
+        raise InvalidRequestError(
+            f"The prompt times n may have at most {MAX_CHARS} characters; send several requests.",
+            param="n",
+        )
 
 
 def completion_jobs(
@@ -141,6 +151,7 @@ def completion_jobs(
         raise InvalidRequestError(
             f"Prompts times n may be at most {MAX_JOBS}; send several requests.", param="n"
         )
+    _check_size(sum(map(len, prompts)), request.draws)
     best = request.draws > (request.n or 1)
     logprobs = 0 if best and request.logprobs is None else request.logprobs
     echoed = request.logprobs if request.echo else None

@@ -107,6 +107,12 @@ def test_a_list_of_names_is_checked(run, value):
     assert "Invalid value for '--api-keys'" in done.output
 
 
+def test_a_key_that_no_header_can_carry_is_refused(run):
+    done = run("serve", "--api-keys", "ключ")
+    assert done.exit_code == 2
+    assert "ASCII" in done.output
+
+
 def test_cookies_from_everywhere_are_refused(run):
     done = run("serve", "--allowed-origins", "*", "--allow-credentials")
     assert done.exit_code == 2

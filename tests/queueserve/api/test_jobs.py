@@ -254,3 +254,11 @@ def test_requests_without_a_key_share_nothing():
     assert one.seed != two.seed
     assert one.reply_id == one.job_id
     assert (one.digest, one.grace) == ("", 0.0)
+
+
+def test_a_long_prompt_is_not_multiplied_in_redis():
+    long = {"role": "user", "content": "a" * 1_000_000}
+    assert len(chat(messages=[long], n=4)) == 4
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(messages=[long], n=5)
+    assert caught.value.param == "n"
