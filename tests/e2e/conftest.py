@@ -18,6 +18,7 @@ import redis as sync_redis
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 30.0  # seconds that any single wait may take
 WITHOUT_TTL = {"alive", "apis", "due", "free", "queue"}  # sorted sets that the reaper empties
+WITHOUT_TTL |= {"pools"}  # a name for each pool: docs/redis.md says why it stays
 
 
 def free_port() -> int:
