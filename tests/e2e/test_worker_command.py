@@ -31,7 +31,7 @@ def test_one_process_serves_several_models(cluster, until):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--engine", "vllm"], "no engine 'vllm'"),
+        (["--engine", "nothing"], "no engine 'nothing'"),
         (["--model-path", "/nowhere/model.gguf"], "there is no file or directory"),
         (["--model-path", "a", "--model-path", "b", "--model-names", "x"], "once for every"),
         (["--engine", "fake", "--model-names", "a}b"], "cannot name a model"),

@@ -8,7 +8,7 @@ from pydantic import Field, Tag
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
 from queueserve.api.schemas.generation import Probability, Schema, Stop
-from queueserve.api.schemas.values import by_type, of_type, only
+from queueserve.api.schemas.values import JsonObject, by_type, of_type, only
 
 MAX_TOOLS = 512
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -34,7 +34,7 @@ class ToolUseBlock(Schema):
     type: Literal["tool_use"]
     id: Name
     name: Name
-    input: dict[str, Any]
+    input: JsonObject
 
 
 Texts: TypeAlias = Annotated[
@@ -74,7 +74,7 @@ class Tool(Schema):
     type: Literal["custom"] | None = None
     name: Name
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: JsonObject
 
 
 class ToolChoice(Schema):
@@ -103,7 +103,7 @@ class JsonSchemaFormat(Schema):
     """What a JSON schema describes."""
 
     type: Literal["json_schema"]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[JsonObject, Field(alias="schema")]
 
 
 class OutputConfig(Schema):

@@ -8,7 +8,7 @@ from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
-from queueserve.api.schemas.values import by_type, invalid, of_type, only
+from queueserve.api.schemas.values import JsonObject, by_type, invalid, of_type, only
 
 MAX_TOOLS = 512
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -93,7 +93,7 @@ class FunctionTool(Schema):
     type: Literal["function"]
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -129,7 +129,7 @@ class JsonSchemaFormat(Schema):
 
     type: Literal["json_schema"]
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[JsonObject, Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
 
@@ -183,7 +183,7 @@ class ResponsesRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     include: Annotated[list[str], Field(max_length=MAX_PARTS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     previous_response_id: Annotated[str, Field(max_length=128)] | None = None

@@ -11,7 +11,7 @@ from queueserve.api.schemas.chat import Message
 from queueserve.api.schemas.data import ModelRequest
 from queueserve.api.schemas.generation import Schema, TokenId
 from queueserve.api.schemas.tools import Tools
-from queueserve.api.schemas.values import invalid, only
+from queueserve.api.schemas.values import JsonObject, invalid, only
 
 
 class TokenizeRequest(ModelRequest):
@@ -25,7 +25,7 @@ class TokenizeRequest(ModelRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     tools: Tools | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
 
     # Known, and refused where they would change the answer
     return_token_strs: Annotated[Any, only(False)] = None
