@@ -305,7 +305,7 @@ def test_a_second_one_in_the_same_directory_is_refused(start, tmp_path):
 def test_a_redis_of_ones_own_is_used_and_left_running(start, redis_server, redis_url, tmp_path):
     up = start(*FAKE, "--redis-url", redis_url, "--prefix", "mine:")
     with sync_redis.Redis.from_url(redis_url) as client:
-        assert client.hkeys("mine:models") == [b"fake"]
+        assert client.hkeys("mine:{fake}:cards") == [b"fake"]
         assert up.line("Redis") == f"at {redis_url}"
         up.process.terminate()
         assert up.end() == 0
