@@ -14,42 +14,19 @@ mistralai/Mistral-Small-3.2, which write earlier calls as the model is to write 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 
 from queueserve.api.parsers.calls import read_call, stream_call
-from queueserve.api.parsers.pieces import Content, Piece, joined
-from queueserve.api.parsers.source import MalformedError, Reading, Source
+from queueserve.api.parsers.incremental import IncrementalParser
+from queueserve.api.parsers.pieces import Content, Piece
+from queueserve.api.parsers.source import MalformedError, Reading
 
 
-class ToolParser(ABC):
+class ToolParser(IncrementalParser):
     """Finds tool calls. `names` are those of the request's tools."""
 
-    thought: int | None = None
-
     def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
         self._names = names
-        self._source = Source()
-        self._pieces: list[Piece] = []
-        self._parsing = self._parse()
-
-    def feed(self, text: str) -> list[Piece]:
-        """Take more text in; return what has become clear."""
-        self._source.push(text)
-        return self._advance()
-
-    def end(self) -> list[Piece]:
-        """Return what was held back."""
-        self._source.finish()
-        return self._advance()
-
-    @abstractmethod
-    def _parse(self) -> Reading[None]:
-        """Read the whole text."""
-
-    def _advance(self) -> list[Piece]:
-        next(self._parsing, None)
-        pieces, self._pieces = joined(self._pieces), []
-        return pieces
 
     def _give(self, piece: Piece) -> None:
         self._pieces.append(piece)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from queueserve.api.parsers.pieces import Parser, Piece, Reasoning, joined
-from queueserve.api.parsers.source import Reading, Source
+from queueserve.api.parsers.incremental import IncrementalParser
+from queueserve.api.parsers.pieces import Parser, Reasoning
+from queueserve.api.parsers.source import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +21,13 @@ class Tags:
     closing: str
 
 
-class ReasoningParser:
+class ReasoningParser(IncrementalParser):
     """Finds the reasoning at the beginning of an output; `inner` gets what follows it."""
 
     def __init__(self, tags: Tags, inner: Parser) -> None:
-        self.thought: int | None = None
+        super().__init__()
         self._tags = tags
         self._inner = inner
-        self._source = Source()
-        self._pieces: list[Piece] = []
-        self._parsing = self._parse()
-
-    def feed(self, text: str) -> list[Piece]:
-        """Take more text in; return what has become clear."""
-        self._source.push(text)
-        return self._advance()
-
-    def end(self) -> list[Piece]:
-        """Return what was held back."""
-        self._source.finish()
-        return self._advance()
-
-    def _advance(self) -> list[Piece]:
-        next(self._parsing, None)
-        pieces, self._pieces = joined(self._pieces), []
-        return pieces
 
     def _parse(self) -> Reading[None]:
         source = self._source
