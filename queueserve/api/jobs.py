@@ -174,18 +174,27 @@ def data_job(
     settings: ApiSettings,
 ) -> Job:
     """Return the job of a request that generates nothing, still without its inputs."""
-    return Job(
-        id=identity.job_id,
-        pool=card.pool,
-        model=request.model,
-        kind=kind,
-        tenant=identity.tenant,
-        priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
-        queue_timeout=settings.queue_timeout,
-        timeout=settings.request_timeout,
-        grace=identity.grace,
-        request=identity.digest,
-    )
+    return Job(kind=kind, **_asked(request, identity, card, settings))
+
+
+def _asked(
+    request: ModelRequest | GenerationRequest,
+    identity: Identity,
+    card: ModelCard,
+    settings: ApiSettings,
+) -> dict[str, Any]:
+    """Return the members of a job that say who asks for what model, and for how long."""
+    return {
+        "id": identity.job_id,
+        "pool": card.pool,
+        "model": request.model,
+        "tenant": identity.tenant,
+        "priority": PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
+        "queue_timeout": settings.queue_timeout,
+        "timeout": settings.request_timeout,
+        "grace": identity.grace,
+        "request": identity.digest,
+    }
 
 
 def _job(
@@ -199,17 +208,9 @@ def _job(
     **more: Any,
 ) -> Job:
     return Job(
-        id=identity.job_id,
-        pool=card.pool,
-        model=request.model,
+        **_asked(request, identity, card, settings),
         kind=kind,
         sampling=_sampling(request, identity.seed, max_tokens),
-        tenant=identity.tenant,
-        priority=PRIORITIES.get(request.service_tier, DEFAULT_CLASS),
-        queue_timeout=settings.queue_timeout,
-        timeout=settings.request_timeout,
-        grace=identity.grace,
-        request=identity.digest,
         unset=_unset(request),
         show_prompt=bool(request.return_token_ids),
         **more,

@@ -13,9 +13,9 @@ MAX_CHARS = 4_000_000
 """Characters of all messages, or of all prompts, together."""
 MAX_CHOICES = 128
 MAX_TOOLS = 128
+"""Tools of a request, and calls in one message."""
 MAX_PARTS = 1_024
 """Parts of one message's content."""
-"""Tools of a request, and calls in one message."""
 MAX_PROMPTS = 1_024
 MAX_INPUTS = 16_384
 """Texts of a request for embeddings or scores."""
