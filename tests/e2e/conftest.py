@@ -48,6 +48,7 @@ class Cluster:
         self.redis = sync_redis.Redis.from_url(redis_url, decode_responses=True)
         self.logs = logs
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.clients: list[openai.OpenAI] = []
 
     def start(self, *command: str, name: str) -> subprocess.Popen[bytes]:
         log = (self.logs / f"{name}-{len(self.processes)}.log").open("wb")
@@ -87,7 +88,9 @@ class Cluster:
 
     def client(self, url: str, **options) -> openai.OpenAI:
         defaults = {"max_retries": 0, "timeout": 60}
-        return openai.OpenAI(base_url=f"{url}/v1", api_key="none", **(defaults | options))
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", **(defaults | options))
+        self.clients.append(client)
+        return client
 
     def workers(self, model: str = "m") -> set[str]:
         return set(self.redis.zrange(f"qs:{{{model}}}:alive", 0, -1))
@@ -113,6 +116,8 @@ class Cluster:
         )
 
     def close(self) -> None:
+        for client in self.clients:
+            client.close()
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)

@@ -26,7 +26,7 @@ from queueserve.queue import embedded
 from queueserve.queue.embedded import EmbeddedRedis
 
 ROOT = f"qs:{{{MODEL}}}"
-BOUND = 60.0  # seconds that any single wait may take, on however slow a machine
+BOUND = 180.0  # seconds that any single wait may take, on however slow a machine
 _LOOK = 0.02
 _HERE = Path(__file__).parent
 
