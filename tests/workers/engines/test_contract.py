@@ -106,8 +106,8 @@ async def test_max_tokens_ends_with_length_and_the_end_comes_once_and_last(run, 
 
 
 async def test_sequences_that_run_together_come_in_the_same_calls(run, story):
-    first = run.add(story, max_tokens=12, ignore_eos=True)
-    second = run.add(story, max_tokens=12, ignore_eos=True)
+    first = run.add(story, max_tokens=48, ignore_eos=True)
+    second = run.add(story, max_tokens=48, ignore_eos=True)
     await run.end(first)
     await run.end(second)
     together = [call for call in run.calls if {first, second} <= {output.id for output in call}]
