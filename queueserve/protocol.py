@@ -200,6 +200,7 @@ class Finished:
     text: str
     finish_reason: FinishReason
     stop: str | None = None  # the stop string that was hit, if one was
+    prompt_tokens: int | None = None  # where only the end tells: Started said 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +275,8 @@ def _row(event: Event) -> list[Any]:
     row = [_TAGS[type(event)], *(getattr(event, part.name) for part in fields(event))]
     if isinstance(event, Started) and event.prompt is not None:
         row[-1] = _prompt_row(event.prompt)
+    if isinstance(event, Finished) and event.prompt_tokens is None:
+        row.pop()  # an older API server does not know it
     return row
 
 
@@ -320,7 +323,7 @@ def encode_events(events: Iterable[Event]) -> bytes:
 _SHAPES: dict[str, tuple[Any, ...]] = {
     "started": (str, int, int, int, int, str, str, str),
     "progress": (str, int, int, int),
-    "finished": (str, int, int, int, str, str, (str, type(None))),
+    "finished": (str, int, int, int, str, str, (str, type(None)), int),
     "answered": (str, int, list, int),
     "failed": (str, int, str, str, (str, type(None))),
     "orphaned": (str, int),

@@ -64,7 +64,7 @@ _model_options = options(
     option("--revision", help="The branch, tag or commit of a hub id."),
 )
 _engine_options = options(
-    option("--engine", default="auto", help="auto, llama_cpp, transformers, vllm or fake."),
+    option("--engine", default="auto", help="auto, llama_cpp, transformers, vllm, openai or fake."),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
     option("--dtype", default="auto", help="auto, float32, bfloat16 or float16."),
@@ -79,6 +79,11 @@ _engine_options = options(
         multiple=True,
         metavar="NAME=DIRECTORY",
         help="An adapter that clients call by its name (vllm); several for several.",
+    ),
+    option(
+        "--api-base",
+        help="The server behind --engine openai, as in http://127.0.0.1:8001/v1; --model-path is "
+        "its name of the model. Its key: QUEUESERVE_API_BASE_KEY or OPENAI_API_KEY.",
     ),
     option("--threads", type=COUNT, help="Threads of the engine. Default: the engine's choice."),
     option(
@@ -185,6 +190,7 @@ def _worker(
     data_dir: Path | None,
     num_gpus: int | None,
     lora_modules: Sequence[str],
+    api_base: str | None,
     engine_arguments: tuple[str, ...],
     **settings: Any,
 ) -> Any:
@@ -206,6 +212,7 @@ def _worker(
         num_gpus=num_gpus,
         adapters=tuple(map(_adapter, lora_modules)),
         arguments=engine_arguments,
+        api_base=api_base,
         tick=fake_tick,
     )
     names = tuple(name.strip() for name in called.split(",") if name.strip()) or (source.name,)

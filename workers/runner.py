@@ -18,7 +18,7 @@ from queueserve.errors import (
     QueueServeError,
     WorkerLostError,
 )
-from queueserve.protocol import LIGHT_KINDS, Event, Failed, FinishReason, Job, Progress
+from queueserve.protocol import Event, Failed, FinishReason, Job, Progress
 from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
 from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
@@ -27,7 +27,7 @@ from workers.answering import Answerer
 from workers.defaults import Defaults, with_defaults
 from workers.engines.base import Engine, Output, Sequence
 from workers.marks import Marks
-from workers.prompting import Prompter
+from workers.prompting import Prompt, Prompter
 from workers.run import Run
 from workers.speed import SpeedMeter
 
@@ -166,6 +166,8 @@ class Runner:
     def _step(self, run: Run, output: Output) -> None:
         if output.cached_tokens is not None:
             run.cached_tokens = output.cached_tokens
+        if output.prompt_tokens is not None:
+            run.prompt_tokens = output.prompt_tokens
         if output.error is not None:
             self._fail(run.id, run.epoch, run.api, output.error, run.consumer)
             return
@@ -192,7 +194,7 @@ class Runner:
         self._remove(run)
         event = run.finish(reason)
         self._publisher.publish(run.api, event)
-        cost = len(run.prompt) + len(run.tokens)
+        cost = (run.prompt_tokens or len(run.prompt)) + len(run.tokens)
         result = encode_result(run.result(event.finish_reason))
         self._end(Finish(run.id, run.epoch, "done", result, cost), run.consumer)
 
@@ -263,8 +265,8 @@ class Runner:
             self._fail(job, epoch, self._moved.get(job, assignment.api), error, consumer)
 
     async def _run(self, assignment: Assignment, consumer: Consumer) -> Run:
-        job = assignment.job
-        prompt = await self._prompter.prompt(job)
+        job, relays = assignment.job, self._engine.info.relays
+        prompt = Prompt(()) if relays else await self._prompter.prompt(job)
         self._check_length(prompt.tokens, job.sampling.max_tokens)
         if job.sampling.prompt_logprobs is not None and not self._engine.info.scores_prompts:
             engine = self._engine.info.engine
@@ -278,7 +280,12 @@ class Runner:
             piece=self._engine.tokenizer.piece,
             opening=prompt.opening,
         )
-        if at := assignment.resume:
+        at = assignment.resume
+        if relays and at is not None:
+            if at.tokens:
+                raise WorkerLostError("An answer cannot be continued by the server of this model.")
+            at = None  # nothing was sent, so it starts over
+        if at is not None:
             if at.fingerprint != self._engine.info.fingerprint:
                 raise WorkerLostError("No worker with the same model was there to continue.")
             run.restore(at)
@@ -306,12 +313,13 @@ class Runner:
                 constraint=job.constraint,
                 adapter=job.model if job.model in self._engine.info.adapters else None,
                 priority=job.priority,
+                job=job,
             )
         )
 
     def _check_task(self, job: Job) -> None:
         tasks = self._engine.info.tasks
-        if job.kind not in LIGHT_KINDS and job.kind not in tasks:
+        if job.kind not in self._engine.info.kinds:
             raise InvalidRequestError(
                 f"this model takes no jobs of kind {job.kind}: it takes {', '.join(tasks)}",
                 param="model",

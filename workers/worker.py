@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from queueserve import __version__
-from queueserve.errors import ProtocolError, RedisUnavailableError
-from queueserve.protocol import LIGHT_KINDS, ModelCard
+from queueserve.errors import EngineError, ProtocolError, RedisUnavailableError
+from queueserve.protocol import ModelCard
 from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import open_blocking_redis, open_redis
 from queueserve.queue.consumer import Beat, Claim, Consumer, Finish
@@ -124,6 +124,8 @@ class Worker:
             await asyncio.wait({loading})
             return False
         await loading
+        if self._engine.info.relays and self._settings.chat_template:
+            raise EngineError("--chat-template: the server behind this worker renders its own")
         template = choose_template(
             option=self._settings.chat_template,
             own=self._engine.tokenizer.chat_template,
@@ -264,7 +266,7 @@ class Worker:
         info, created = self._engine.info, int(time.time())
         return [
             ModelCard(
-                tasks=(*info.tasks, *sorted(LIGHT_KINDS)),
+                tasks=info.kinds,
                 name=name,
                 pool=self._pool,
                 context_length=info.context_length,

@@ -95,8 +95,12 @@ class Tally:
         counts = (event.prompt_tokens, event.cached_tokens)
         self._prompts.setdefault(index // self._choices, counts)
 
-    def finished(self, event: Finished, *, reasoning: int = 0) -> None:
+    def finished(self, index: int, event: Finished, *, reasoning: int = 0) -> None:
         """Count the output; `reasoning` of its tokens were for the model itself."""
+        if event.prompt_tokens is not None:
+            prompt = index // self._choices
+            _, cached = self._prompts.get(prompt, (0, 0))
+            self._prompts[prompt] = (event.prompt_tokens, cached)
         self._completion += event.seq
         self._reasoning += reasoning
 
@@ -137,7 +141,7 @@ class Whole:
                 self._tally.started(index, event)
                 self._fingerprint = self._fingerprint or event.fingerprint
             case Finished():
-                self._tally.finished(event)
+                self._tally.finished(index, event)
                 self._texts[index].append(event.text)
                 self._reasons[index] = event.finish_reason
 
@@ -206,7 +210,7 @@ class Chunks:
                 self._prefixes[index] = self._prefix(index)
                 return [self._chunk(index, shape.opening)] if shape.opening else []
             case Finished():
-                self._tally.finished(event)
+                self._tally.finished(index, event)
                 held_back = [self._prefixes[index], orjson.dumps(event.text), self._suffix]
                 closing = self._chunk(index, shape.closing, event.finish_reason)
                 return [*(held_back if event.text else ()), closing]

@@ -100,6 +100,8 @@ class Message:
     def usage(self) -> dict[str, Any]:
         """Return the tokens so far; what came from the cache is not in input_tokens."""
         prompt = self._started.prompt_tokens if self._started else 0
+        if self._finished and self._finished.prompt_tokens is not None:
+            prompt = self._finished.prompt_tokens
         cached = self._started.cached_tokens if self._started else 0
         return {
             "input_tokens": prompt - cached,

@@ -131,7 +131,8 @@ class ParsedWhole(Whole):
             case Finished():
                 pieces = self._pieces[index]
                 pieces += self._outputs[index].end(event)
-                self._tally.finished(event, reasoning=self._outputs[index].reasoning_tokens)
+                reasoning = self._outputs[index].reasoning_tokens
+                self._tally.finished(index, event, reasoning=reasoning)
                 self._reasons[index] = self._wording.reason(event, _calls(pieces))
 
     def choice(self, index: int) -> dict[str, Any]:
@@ -174,7 +175,8 @@ class ParsedChunks(Chunks):
                 return [self._chunk(index, {"delta": _OPENING})]
             case Finished():
                 frames = self._deltas(index, self._outputs[index].end(event))
-                self._tally.finished(event, reasoning=self._outputs[index].reasoning_tokens)
+                reasoning = self._outputs[index].reasoning_tokens
+                self._tally.finished(index, event, reasoning=reasoning)
                 reason = self._wording.reason(event, self._calls[index])
                 return [*frames, self._chunk(index, {"delta": {}}, reason)]
             case _:

@@ -108,7 +108,8 @@ class Answer:
     def _usage(self) -> dict[str, Any] | None:
         if self._started is None or self._finished is None:
             return None
-        prompt, output = self._started.prompt_tokens, self._finished.seq
+        prompt, output = self._finished.prompt_tokens, self._finished.seq
+        prompt = self._started.prompt_tokens if prompt is None else prompt
         cached = {"cached_tokens": self._started.cached_tokens, "cache_write_tokens": 0}
         return {
             "input_tokens": prompt,

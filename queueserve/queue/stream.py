@@ -264,9 +264,8 @@ class JobStream:
             text = result.text[self.chars :]
             self._delta(Delta(self.job.id, epoch, have, self.chars, text, tokens))
         rest, why, stop = result.text[self.chars :], result.finish_reason, result.stop
-        return self._finish(
-            Finished(self.job.id, epoch, len(result.tokens), self.chars, rest, why, stop)
-        )
+        seq, prompt = len(result.tokens), result.prompt_tokens
+        return self._finish(Finished(self.job.id, epoch, seq, self.chars, rest, why, stop, prompt))
 
     def _diverged(self) -> None:
         self.fail(WorkerLostError("The answer could not be continued exactly on another worker."))

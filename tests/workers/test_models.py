@@ -121,7 +121,11 @@ def test_a_gguf_model_is_named_without_its_quantisation(tmp_path, file, name):
         ("/nowhere/at/all", "auto", "there is no file or directory /nowhere/at/all"),
         ("vicuna-7b-v1.5", "llama_cpp", "llama_cpp runs GGUF files.*--engine transformers"),
         ("lmsys/vicuna-7b-v1.5", "llama_cpp", "llama_cpp runs GGUF files"),
-        ("gpt2", "sglang", "no engine 'sglang': it has auto, fake, llama_cpp, transformers, vllm"),
+        (
+            "gpt2",
+            "sglang",
+            "no engine 'sglang': it has auto, fake, llama_cpp, openai, transformers, vllm",
+        ),
         ("gpt2", "nonsense", "no engine 'nonsense'"),
     ],
 )

@@ -15,8 +15,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from queueserve.errors import EngineError, QueueServeError
 from queueserve.protocol import (
     DEFAULT_CLASS,
+    LIGHT_KINDS,
     Constraint,
     FinishReason,
+    Job,
     JobKind,
     Sampling,
     TokenLogprob,
@@ -39,6 +41,14 @@ class EngineInfo:
     scores_prompts: bool = False  # it knows `sampling.prompt_logprobs`
     tasks: tuple[JobKind, ...] = ("chat", "completion")  # the kinds of jobs it can run
     adapters: tuple[str, ...] = ()  # model names beside the model's own: `Sequence.adapter`
+    relays: bool = (
+        False  # it passes jobs on to a server, and deals in pieces of text, not in tokens
+    )
+
+    @property
+    def kinds(self) -> tuple[JobKind, ...]:
+        """What a worker with it takes: its own tasks, and those that need a tokenizer only."""
+        return self.tasks if self.relays else (*self.tasks, *sorted(LIGHT_KINDS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +71,7 @@ class Sequence:
     constraint: Constraint | None = None
     adapter: str | None = None  # one of `EngineInfo.adapters`; None: the model itself
     priority: int = DEFAULT_CLASS  # for an engine that must choose which sequence waits: 0 first
+    job: Job | None = None  # what it was made of; an engine that `relays` reads nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,7 @@ class Output:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = (
         None  # of all tokens of the prompt but the first; on the first output, if asked for
     )
+    prompt_tokens: int | None = None  # of an engine that `relays`, which learns it at the end
 
 
 Sink: TypeAlias = Callable[[list[Output]], None]
