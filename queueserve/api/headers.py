@@ -18,10 +18,15 @@ log = logging.getLogger(__name__)
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
+def new_request_id() -> str:
+    """Return what a request is called whose client has no name for it."""
+    return f"req_{secrets.token_hex(16)}"
+
+
 def _request_id(scope: Scope) -> str:
     """Return the client's x-request-id if it can be shown and logged as it is, else a new one."""
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+    return given if _SANE_ID.fullmatch(given) else new_request_id()
 
 
 class RequestHeaders:
