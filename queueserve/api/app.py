@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from queueserve import __version__
 from queueserve.api import auth, document, errors
 from queueserve.api.background import Background
+from queueserve.api.failures import Failures
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
@@ -110,6 +111,7 @@ def _surround(app: _App, settings: ApiSettings) -> None:
     if settings.api_keys:
         app.wants_key = True
         app.add_middleware(auth.Authentication, keys=auth.ApiKeys(settings.api_keys))
+    app.add_middleware(Failures)
     if settings.cors.origins:  # outside of keys: a browser asks first, without one
         app.add_middleware(
             CORSMiddleware,

@@ -197,6 +197,11 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
     errors = error.errors()
     first = errors[0]
+    if first["loc"][0] != "body":  # but the path, the query or a header, which come first
+        name = str(first["loc"][1])
+        return error_response(
+            400, f"{name}: {first['msg']}", code=_code_of(first["type"]), param=name
+        )
     if first["type"] == "json_invalid":
         reason = f"{first['ctx']['error']}, at character {first['loc'][-1]}"
         return error_response(400, f"The body is not valid JSON: {reason}.", code="invalid_json")

@@ -1,8 +1,7 @@
-"""The headers that every answer carries, and the answer when all else fails."""
+"""The headers that every answer carries."""
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import time
@@ -10,10 +9,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from queueserve.api.errors import error_response
 from queueserve.api.errors_anthropic import is_anthropic
-
-log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
@@ -32,8 +28,7 @@ def _request_id(scope: Scope) -> str:
 class RequestHeaders:
     """Sets x-request-id and openai-processing-ms (until the answer begins).
 
-    It is the outermost layer: what no other has caught is logged here and becomes a 500, so that
-    this one, too, carries the headers.
+    It is the outermost layer, so that whatever answers carries them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -47,12 +42,9 @@ class RequestHeaders:
         began = time.perf_counter()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 elapsed = int((time.perf_counter() - began) * 1000)
                 message["headers"] = [
                     *message["headers"],
@@ -63,11 +55,4 @@ class RequestHeaders:
                     message["headers"].append((b"request-id", request_id.encode()))
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            log.exception("request %s failed", request_id)
-            if started:
-                raise  # the server closes the connection: nothing true can be said any more
-            failure = error_response(500, "The server failed.", code="internal_error")
-            await failure(scope, receive, send_with_headers)
+        await self._app(scope, receive, send_with_headers)

@@ -11,12 +11,14 @@ from queueserve.errors import NoWorkerError, RedisUnavailableError
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)  # as load balancers ask
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Say that the process lives, whatever else does not."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(services: ServicesOf) -> dict[str, str]:
     """Say whether a request could be served now: 200, or 503 with the reason."""

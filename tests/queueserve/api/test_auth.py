@@ -170,6 +170,19 @@ async def test_a_browser_may_ask_from_an_allowed_origin_and_needs_no_key_to_ask_
         assert "access-control-allow-origin" not in bad.headers
 
 
+async def test_a_page_may_read_that_the_server_failed(serve, hand):
+    origin = "https://a.example"
+    server = await serve(hand.plane, cors=Cors(origins=(origin,)))
+    hand.refusals = [ZeroDivisionError("a secret")]
+    async with httpx.AsyncClient(base_url=server.url, headers={"origin": origin}) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    assert answer.headers["x-request-id"].startswith("req_")
+    assert int(answer.headers["openai-processing-ms"]) >= 0
+
+
 async def test_by_default_no_other_origin_may_read(http):
     answer = await http.get("/v1/models", headers={"origin": "https://a.example"})
     assert "access-control-allow-origin" not in answer.headers

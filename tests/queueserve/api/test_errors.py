@@ -149,6 +149,23 @@ async def test_bodies_that_are_no_request_are_400(http, content, kind, code):
     assert error_of(answer, 400)["code"] == code
 
 
+@pytest.mark.parametrize(
+    "query, param, code",
+    [
+        ("?stream=maybe", "stream", "invalid_type"),
+        ("?stream=true&starting_after=x", "starting_after", "invalid_type"),
+        ("?starting_after=-1", "starting_after", "invalid_value"),
+        ("/input_items?limit=101", "limit", "invalid_value"),
+        ("/input_items?limit=many&order=up", "limit", "invalid_type"),
+        ("/input_items?order=up", "order", "invalid_value"),
+    ],
+)
+async def test_a_wrong_parameter_of_the_query_is_named(http, query, param, code):
+    error = error_of(await http.get(f"/v1/responses/resp_1{query}"), 400)
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"].startswith(f"{param}: ")
+
+
 async def test_unknown_routes_and_methods(http):
     assert error_of(await http.get("/v1/nope"), 404)["code"] == "unknown_url"
     assert error_of(await http.get("/v1/models/"), 404)["code"] == "model_not_found"

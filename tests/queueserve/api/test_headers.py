@@ -48,6 +48,16 @@ async def test_ready_is_200_when_redis_answers_and_a_worker_is_there(http, hand)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "redis_unavailable")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_a_load_balancer_may_ask_for_the_head_alone(by_hand, path):
+    async with httpx.AsyncClient(base_url=by_hand.url) as client:
+        whole, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
+        by_hand.hand.models = []
+        assert (await client.head("/ready")).status_code == 503
+
+
 async def test_ready_on_a_real_redis(api, worker):
     async with httpx.AsyncClient(base_url=api.url) as client:
         answer = await client.get("/ready")
