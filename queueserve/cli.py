@@ -102,10 +102,25 @@ _request_options = options(
         help="Turns an Idempotency-Key into a job id; the same on all API servers.",
     ),
 )
+
+
+def _has_a_key(
+    _ctx: click.Context, _param: click.Parameter, keys: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """Refuse an empty list: who has lost the keys on their way here wants no open server.
+
+    click takes an empty variable for one that is not set.
+    """
+    if not keys and (keys is not None or "QUEUESERVE_API_KEYS" in os.environ):
+        raise click.BadParameter("there is no key in it. For a server without keys, unset it.")
+    return keys
+
+
 _access_options = options(
     option(
         "--api-keys",
         type=NAMES,
+        callback=_has_a_key,
         help="Keys with commas between them; who has none gets 401. Everybody on this machine can "
         "read a command line: the variable is the better place.",
     ),

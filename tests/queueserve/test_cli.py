@@ -107,6 +107,17 @@ def test_a_list_of_names_is_checked(run, value):
     assert "Invalid value for '--api-keys'" in done.output
 
 
+@pytest.mark.parametrize("command", ["serve", "up"])
+@pytest.mark.parametrize("keys", ["", " ", ",", "[]"])
+def test_keys_that_are_set_and_empty_start_no_open_server(run, command, keys):
+    for done in (
+        run(command, env={"QUEUESERVE_API_KEYS": keys}),
+        run(command, "--api-keys", keys),
+    ):
+        assert done.exit_code == 2
+        assert "Invalid value for '--api-keys' (env var: 'QUEUESERVE_API_KEYS')" in done.output
+
+
 def test_a_key_that_no_header_can_carry_is_refused(run):
     done = run("serve", "--api-keys", "ключ")
     assert done.exit_code == 2
