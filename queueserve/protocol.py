@@ -331,9 +331,9 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
 
 
 def _event(row: Sequence[Any]) -> Event:
+    if row[0] == "delta":
+        return _delta(row)
     tag, *rest = row
-    if tag == "delta":
-        return _delta(rest)
     if not all(map(isinstance, rest, _SHAPES[tag])):
         raise TypeError(f"a field of {tag!r} has the wrong type")
     if tag == "started":
@@ -345,15 +345,15 @@ def _event(row: Sequence[Any]) -> Event:
     return _KINDS[tag](*rest)
 
 
-def _delta(values: Sequence[Any]) -> Delta:
-    job, epoch, seq, pos, text, tokens, logprobs = values
+def _delta(row: Sequence[Any]) -> Delta:
+    _, job, epoch, seq, pos, text, tokens, logprobs = row
     # What orjson gives has exactly these types; asked for one by one, as it is once per token.
     numbers = type(epoch) is type(seq) is type(pos) is int
     if not (numbers and type(job) is type(text) is str and type(tokens) is list):
         raise TypeError("a field of 'delta' has the wrong type")
-    if logprobs:
-        logprobs = tuple(map(_logprob, logprobs))
-    return Delta(job, epoch, seq, pos, text, tuple(tokens), logprobs or None)
+    likely = tuple(map(_logprob, logprobs)) if logprobs else None
+    # Delta's own constructor is a function around this one.
+    return tuple.__new__(Delta, (job, epoch, seq, pos, text, tuple(tokens), likely))
 
 
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -366,7 +366,7 @@ def decode_events(message: bytes) -> list[Event]:
         if len(message) > MAX_MESSAGE:
             raise ValueError(f"{len(message)} bytes are too many")
         return [_event(row) for row in orjson.loads(message)]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise ProtocolError(f"not a message of events: {error}") from error
 
 

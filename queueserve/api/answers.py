@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from queueserve.api.chunked import chunked_body
 from queueserve.api.disconnect import Client, ServerClosingError
 from queueserve.api.generation import Batch, Reader, beginning, opened
 from queueserve.api.relay import Relay
@@ -115,13 +116,14 @@ class StreamAnswer(Response):
         self._tells_position = tells_position
         self._keep = keep
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
         client = Client(receive)
-        await client.serve(self._answer(send, client))
+        await client.serve(self._answer(scope, send, client))
 
-    async def _answer(self, send: Send, client: Client) -> None:
+    async def _answer(self, scope: Scope, send: Send, client: Client) -> None:
         events = self._events
+        last = b""  # frames that leave together with the end of the answer
         async with opened(self._owner, self._jobs) as reader:
             batch: Batch = []
             if not self._tells_position:
@@ -131,24 +133,38 @@ class StreamAnswer(Response):
                 interval=self._keep_alive,
                 keep_alive=events.keep_alive,
                 headers=[_position(reader)],
+                body=chunked_body(scope),
             ) as stream:
                 try:
                     if self._tells_position:
                         batch = await self._told(reader, stream)
-                    await stream.write(events.render(batch))
-                    await _relay(reader, events, stream)
+                    last = await self._relay(reader, stream, batch)
                     await self._keep(None)
-                    last = events.end()
+                    last += events.end()
                 except QueueServeError as error:
-                    last = await self._failure(error)
+                    last += await self._failure(error)
                 except asyncio.CancelledError:
                     if client.gone:
                         raise
-                    last = await self._failure(ServerClosingError("The server is shutting down."))
+                    last += await self._failure(ServerClosingError("The server is shutting down."))
                 except Exception:
                     log.exception("a stream failed")
-                    last = await self._failure(QueueServeError("The server failed."))
+                    last += await self._failure(QueueServeError("The server failed."))
         await stream.end(last)
+
+    async def _relay(self, reader: Reader, stream: EventStream, batch: Batch) -> bytes:
+        """Write `batch` and what follows it, but for the last frames: they are returned."""
+        render, only = self._events.render, reader.only
+        frames = render(batch)
+        if only is not None and only.over:
+            return frames
+        await stream.write(frames)
+        if only is not None:
+            return await Relay(only, render, stream, self._owner.turn).run()
+        while batch := await reader.read():
+            if frames := render(batch):
+                await stream.write(frames)
+        return b""
 
     async def _failure(self, error: QueueServeError) -> bytes:
         await self._keep(error)
@@ -156,6 +172,7 @@ class StreamAnswer(Response):
 
     async def _told(self, reader: Reader, stream: EventStream) -> Batch:
         """Tell the client where it stands until there is something to read."""
+        await stream.write(b"")  # the head
         while True:
             with contextlib.suppress(RedisUnavailableError):  # the reader hears of it, if it lasts
                 if place := await self._owner.place(self._jobs):
@@ -172,12 +189,3 @@ def _position(reader: Reader) -> tuple[bytes, bytes]:
 def _comment(place: Place) -> bytes:
     eta = b"" if place.wait is None else b" eta=%.1fs" % place.wait
     return b": queued position=%d%b\n\n" % (place.position, eta)
-
-
-async def _relay(reader: Reader, events: Stream, stream: EventStream) -> None:
-    if reader.only is not None:
-        await Relay(reader.only, events.render, stream).run()
-        return
-    while batch := await reader.read():
-        if frames := events.render(batch):
-            await stream.write(frames)

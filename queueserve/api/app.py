@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from queueserve import __version__
 from queueserve.api import auth, document, errors
 from queueserve.api.background import Background
+from queueserve.api.direct import Direct, Route
 from queueserve.api.failures import Failures
 from queueserve.api.headers import RequestHeaders
 from queueserve.api.limits import BodyLimit
@@ -28,6 +29,8 @@ from queueserve.api.routes import (
     stored,
     tokenization,
 )
+from queueserve.api.schemas.chat import ChatCompletionRequest
+from queueserve.api.schemas.completions import CompletionRequest
 from queueserve.api.stored import Responses
 from queueserve.queue.plane import ControlPlane, open_control_plane
 from queueserve.queue.producer import Limits
@@ -41,6 +44,11 @@ _EXPOSED = (
     "x-queueserve-queue-position",
 )
 """What a page of another origin may read of an answer's headers."""
+
+_DIRECT = {
+    "/v1/chat/completions": Route(ChatCompletionRequest, chat.create_chat_completion),
+    "/v1/completions": Route(CompletionRequest, completions.create_completion),
+}
 
 OpenControlPlane: TypeAlias = Callable[[ApiSettings], AbstractAsyncContextManager[ControlPlane]]
 
@@ -107,6 +115,7 @@ class _App(FastAPI):
 
 def _surround(app: _App, settings: ApiSettings) -> None:
     """Put the layers around all routes; the last one added is the outermost."""
+    app.add_middleware(Direct, routes=_DIRECT)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.api_keys:
         app.wants_key = True

@@ -14,6 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from queueserve.api.chunked import ChunkingProtocol
 from queueserve.api.errors import error_body
 from queueserve.api.headers import new_request_id
 
@@ -53,7 +54,7 @@ def bounded(write_timeout: float, read_timeout: float = READ_TIMEOUT) -> type[as
     return Bounded
 
 
-class _Writing(HttpToolsProtocol):
+class _Writing(ChunkingProtocol):
     _write_timeout: float
     _cut: asyncio.TimerHandle | None = None
 

@@ -232,8 +232,22 @@ async def _on_domain_error(request: Request, error: Exception) -> Response:
     return response
 
 
+_HANDLERS = {
+    QueueServeError: _on_domain_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+}
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers of all errors that a route may raise."""
-    app.add_exception_handler(QueueServeError, _on_domain_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    for kind, handle in _HANDLERS.items():
+        app.add_exception_handler(kind, handle)
+
+
+async def answer_to(request: Request, error: Exception) -> Response | None:
+    """Return the answer to what a route has raised; None for what is no error of these kinds."""
+    for kind, handle in _HANDLERS.items():
+        if isinstance(error, kind):
+            return await handle(request, error)
+    return None

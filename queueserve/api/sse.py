@@ -10,6 +10,7 @@ from typing import Self
 
 from starlette.types import Send
 
+from queueserve.api.chunked import ChunkedBody
 from queueserve.api.errors import domain_error_body
 from queueserve.api.stepping import begin, finish
 from queueserve.errors import QueueServeError
@@ -40,7 +41,8 @@ class EventStream:
     """An answer that has begun: entering sends its head.
 
     After `interval` seconds without a byte it sends `keep_alive`, which clients ignore and proxies
-    take for life. `end` must follow once all else that the request holds has been given back.
+    take for life. `end` must follow once all else that the request holds has been given back. With
+    a `body`, chunks go past ASGI's layers, and the head leaves with the first write.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class EventStream:
         interval: float,
         keep_alive: bytes = KEEP_ALIVE,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        body: ChunkedBody | None = None,
     ) -> None:
         self._send = send
+        self._body = body
         self._headers = [*_HEADERS, *headers]
         self._interval = interval
         self._comment = keep_alive
@@ -87,9 +91,11 @@ class EventStream:
 
         If the client is behind, `caught_up` is called once it has taken them.
         """
+        self._written = self._loop.time()
+        if self._body is not None and self._body.push(frames):
+            return False
         sending = self._send({"type": "http.response.body", "body": frames, "more_body": True})
         waiting = begin(sending)
-        self._written = self._loop.time()
         if waiting is None:
             return False
         self._behind = asyncio.create_task(finish(sending, waiting))

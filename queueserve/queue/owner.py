@@ -33,6 +33,7 @@ from queueserve.queue.recovery import Reaper, jittered
 from queueserve.queue.replies import events_of, follow
 from queueserve.queue.stream import JobStream, Need
 from queueserve.queue.tasks import Tasks
+from queueserve.queue.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Owner:
         self._closing = Tasks()  # cancels, which a shutdown waits for
         self._session = _Session()
         self._prover = Prover(producer, self._proven)
+        self.turn = Turn()  # of those who read the streams
 
     async def __aenter__(self) -> Self:
         self._begin_session()

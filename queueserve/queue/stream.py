@@ -74,6 +74,11 @@ class JobStream:
         """Call `ready` from now on when there is something to `take`, instead of iterating."""
         self._watcher = ready
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended well, and all that came was taken."""
+        return self.ended and self._error is None and not self._ready
+
     def take(self) -> list[Event]:
         """What is there, without waiting. With nothing left, raises as iteration would."""
         if not self._ready:
@@ -108,9 +113,13 @@ class JobStream:
 
     def accept(self, event: Event) -> Need:
         """Take an event in, if it is new and fits."""
-        if self.ended or event.epoch < self.epoch:
+        epoch = event.epoch
+        if type(event) is Delta and event.seq == len(self.tokens) and self._goes_on(epoch):
+            self.heard = time.monotonic()
+            return self._extend(event)  # the one that counts: once per token
+        if self.ended or epoch < self.epoch:
             return Need.NOTHING
-        if event.epoch > self.epoch:
+        if epoch > self.epoch:
             if len(self._unproven) < _UNPROVEN:
                 self._unproven.append(event)
             return Need.PROOF if self._submitted else Need.NOTHING
@@ -222,9 +231,19 @@ class JobStream:
                 text=event.text[max(0, self.chars - event.pos) :],
                 logprobs=event.logprobs and event.logprobs[skip:],
             )
-        self.tokens.extend(event.tokens)
+        return self._extend(event)
+
+    def _goes_on(self, epoch: int) -> bool:
+        return epoch == self._begun == self.epoch and not self.ended
+
+    def _extend(self, event: Delta) -> Need:
+        self.tokens += event.tokens
         self.chars += len(event.text)
-        self._give(event)
+        self._ready.append(event)
+        if self._watcher is None:
+            self._wake.set()
+        else:
+            self._watcher()
         return Need.NOTHING
 
     def _finish(self, event: Finished) -> Need:

@@ -21,6 +21,7 @@ from queueserve.api.server import config
 from queueserve.errors import ModelNotFoundError
 from queueserve.protocol import Delta, Finished, ModelCard, Started
 from queueserve.queue.stream import JobStream
+from queueserve.queue.turn import Turn
 from queueserve.settings import ApiSettings
 from workers.engines.fake import FakeEngine
 from workers.worker import Worker, WorkerSettings
@@ -125,6 +126,7 @@ class ByHand:
         self.refusals: list[Exception | None] = []  # for the next calls of open
         self.hold: asyncio.Event | None = None  # open waits for it
         self.ready = True
+        self.turn = Turn()
         self.models = [ModelCard(name="m", pool="m", context_length=100, engine="hand", created=7)]
 
     @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from queueserve.api.stepping import begin, finish
 from queueserve.errors import RequestTimeoutError
 from queueserve.protocol import Delta, Finished, Job, Started
 from queueserve.queue.stream import JobStream
+from queueserve.queue.turn import Turn
 
 
 class Client:
@@ -50,7 +51,7 @@ def render(batch):
 async def job(client):
     stream = running()
     async with EventStream(client.send, interval=60) as out:
-        yield stream, asyncio.create_task(Relay(stream, render, out).run())
+        yield stream, asyncio.create_task(Relay(stream, render, out, Turn()).run())
 
 
 def give(stream, *texts):
@@ -73,8 +74,8 @@ async def test_what_comes_together_is_one_write_and_no_token_waits(client, job):
     await turns()
     assert client.bodies == [b"|a|b", b"c"]
     stream.accept(Finished("j", 1, 3, 3, "", "stop"))
-    await over
-    assert client.bodies == [b"|a|b", b"c"]  # `render` gives nothing for it
+    assert await over == b""  # `render` gives nothing for it
+    assert client.bodies == [b"|a|b", b"c"]
 
 
 async def test_a_client_that_is_behind_gets_all_of_it_in_one_write_later(client, job):
@@ -93,8 +94,8 @@ async def test_a_client_that_is_behind_gets_all_of_it_in_one_write_later(client,
     assert client.bodies == [b"|a"]
     assert not over.done()
     client.reads.set()
-    await over
-    assert client.bodies == [b"|a", b"b", b"c|d|e|!"]
+    assert await over == b"c|d|e|!"  # the last frames leave with the end of the answer
+    assert client.bodies == [b"|a", b"b"]
 
 
 async def test_a_failed_job_ends_it_after_what_had_come(client, job):
@@ -110,7 +111,7 @@ async def test_a_failed_job_ends_it_after_what_had_come(client, job):
 async def test_what_a_renderer_raises_is_seen(client):
     stream = running()
     async with EventStream(client.send, interval=60) as out:
-        over = asyncio.create_task(Relay(stream, lambda _: 1 / 0, out).run())
+        over = asyncio.create_task(Relay(stream, lambda _: 1 / 0, out, Turn()).run())
         stream.accept(Started("j", 1, 0, 1, 0, "h", "f", "w"))
         with pytest.raises(ZeroDivisionError):
             await over

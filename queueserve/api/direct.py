@@ -1,0 +1,87 @@
+"""The routes that generate, past FastAPI's routing and dependencies.
+
+Those take longer than all else that the edge does for a request. The routes are routes of the
+application, too: /openapi.json describes them, the functions are the same, and what is not a POST
+of JSON to one of their paths takes the long way, and is refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import orjson
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from queueserve.api import errors
+from queueserve.api.requests import Services
+
+Handle: TypeAlias = Callable[[Any, Request, Services], Awaitable[Response]]
+"""A route's function: the body, the request, what the lifespan has opened."""
+
+_JSON = b"application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a POST to a path takes, and what answers it."""
+
+    body: type[BaseModel]
+    handle: Handle
+
+
+class Direct:
+    """A layer that answers the `routes`, by path, and hands on what is not for them."""
+
+    def __init__(self, app: ASGIApp, *, routes: Mapping[str, Route]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        route = self._route(scope)
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            body = _checked(route.body, await request.body())
+            response = await route.handle(body, request, request.state.services)
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            answer = await errors.answer_to(request, error)
+            if answer is None:
+                raise
+            await answer(scope, receive, send)
+
+    def _route(self, scope: Scope) -> Route | None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+        if len(kinds) != 1 or kinds[0].partition(b";")[0] != _JSON:
+            return None
+        return self._routes.get(scope["path"])
+
+
+def _checked(model: type[BaseModel], body: bytes) -> BaseModel:
+    """Return the request in `body`. Raises RequestValidationError, as FastAPI does."""
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([wrong], body=error.doc) from error
+    try:
+        return model.model_validate(data, from_attributes=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        at = [{**one, "loc": ("body", *one["loc"])} for one in found]
+        raise RequestValidationError(at, body=data) from error

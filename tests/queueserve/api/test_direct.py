@@ -1,0 +1,70 @@
+"""The short way to the routes that generate, and the long one through FastAPI, answer alike."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from queueserve.api.app import create_app
+from queueserve.settings import ApiSettings
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+SHORT, LONG = "application/json", "application/problem+json"
+"""FastAPI takes both for JSON; only the first one goes the short way."""
+
+BAD = [
+    b"",
+    b"{",
+    b"[]",
+    b"5",
+    b'"text"',
+    b"null",
+    b"{}",
+    b'{"model": "m"}',
+    b'{"model": "m", "messages": [{"role": "user", "content": 5}], "prompt": 5}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt": "a", "n": 0}',
+    b'{"model": "who", "messages": [{"role": "user", "content": "a"}], "prompt": "a"}',
+    b"x" * 100_001,
+]
+
+
+@pytest.mark.parametrize("body", BAD, ids=lambda body: body[:20].decode())
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_errors_are_the_same(http, path, body):
+    short = await http.post(path, content=body, headers={"content-type": SHORT})
+    long = await http.post(path, content=body, headers={"content-type": LONG})
+    assert short.status_code == long.status_code >= 400
+    assert short.json() == long.json()
+
+
+@pytest.mark.parametrize("content_type", [SHORT, f"{SHORT}; charset=utf-8", LONG])
+async def test_both_ways_lead_to_the_same_function(http, hand, content_type):
+    body = b'{"model": "m", "prompt": "a"}'
+    asked = asyncio.create_task(
+        http.post(COMPLETIONS, content=body, headers={"content-type": content_type})
+    )
+    await hand.opened()
+    hand.start()
+    hand.finish(text="done")
+    assert (await asked).json()["choices"][0]["text"] == "done"
+
+
+@pytest.mark.parametrize("content_type", [SHORT, LONG])
+async def test_what_nobody_expected_is_a_500_on_both_ways(http, hand, content_type):
+    hand.refusals.append(ValueError("a defect"))
+    body = b'{"model": "m", "prompt": "a"}'
+    answer = await http.post(COMPLETIONS, content=body, headers={"content-type": content_type})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+
+
+async def test_another_method_is_refused_by_the_long_way(http):
+    answer = await http.get(CHAT, headers={"content-type": SHORT})
+    assert answer.status_code == 405
+
+
+def test_the_document_knows_the_routes():
+    paths = create_app(ApiSettings()).openapi()["paths"]
+    for path in (CHAT, COMPLETIONS):
+        assert "requestBody" in paths[path]["post"]
