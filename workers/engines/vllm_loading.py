@@ -108,6 +108,7 @@ def _info(config: Any, args: Any, adapters: Mapping[str, Path]) -> EngineInfo:
         slots=_slots(config, context),
         tasks=("embed",) if _pools(config) else ("chat", "completion"),
         adapters=tuple(adapters),
+        scores_prompts=not _pools(config),
     )
 
 
