@@ -24,10 +24,10 @@ from workers.engines.base import EngineInfo, Output, Sequence, Sink
 from workers.engines.openai_answer import DIALECT, Answer, EventReader
 from workers.engines.openai_health import Health
 from workers.engines.openai_requests import refusal, request_of
+from workers.engines.openai_slots import slots_of
 
 log = logging.getLogger(__name__)
 
-_SLOTS = 32  # servers do not tell
 _CONNECT = 10.0  # seconds; so long an answer may wait for a connection, too
 _TRIES = 3  # of a request that brings nothing, as on a connection that the server has just closed
 _MAX_ERROR = 64 * 1024  # bytes of a refusal that are read
@@ -72,7 +72,7 @@ class RelayTokenizer:
 class OpenAIEngine:
     """A model of the server at `api_base`, which is as the openai package takes it.
 
-    `context_length` is for a server that does not tell it.
+    `slots` and `context_length` are for a server that does not tell them.
     """
 
     def __init__(
@@ -87,15 +87,12 @@ class OpenAIEngine:
         self.tokenizer = RelayTokenizer()
         self.steps = 0
         self._model = model
-        self._slots = slots or _SLOTS
+        self._slots = slots
         self._context_length = context_length
         self._client = httpx.AsyncClient(
             base_url=api_base,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            limits=httpx.Limits(
-                max_connections=self._slots + 2,  # health, and one that is being closed
-                max_keepalive_connections=self._slots,
-            ),
+            limits=httpx.Limits(),  # none: the slots bound them
             timeout=_CONNECT,
         )
         self._health = Health(self._client, model)
@@ -120,7 +117,7 @@ class OpenAIEngine:
             version=self._owner,
             fingerprint=hashlib.blake2b(where.encode(), digest_size=8).hexdigest(),
             context_length=length,
-            slots=self._slots,
+            slots=self._slots or await slots_of(self._client, self._owner),
             relays=True,
         )
         self._tasks.start(self._health.watch(), f"health of {self._model}")

@@ -84,6 +84,10 @@ def _bound(job: Job, constraint: Constraint, owner: str) -> dict[str, Any]:
             "The server of this model binds an output to a format or to tools, not to one of both.",
             param=constraint.param,
         )
+    if job.kind == "completion" and owner not in _BINDERS:
+        raise InvalidRequestError(  # OpenAI has no format there, and llama.cpp ignores one
+            "The server of this model binds no plain completion.", param=constraint.param
+        )
     if constraint.kind == "json_object":
         return {"response_format": {"type": "json_object"}}
     if constraint.kind == "json_schema":

@@ -9,8 +9,12 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -141,6 +145,28 @@ async def transformers_run(smollm2_gguf, converted_models):
     run = await Run(engine).start()
     yield run
     await engine.close()
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_server(pytestconfig):
+    """llama.cpp's HTTP server with the small model: its address and the name of its model."""
+    process = subprocess.Popen(
+        [sys.executable, "tests/judges/llama_cpp_server.py"],
+        cwd=pytestconfig.rootpath,
+        env=os.environ | {"GOMP_SPINCOUNT": "3000"},  # others want the processors, too
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        url = process.stdout.readline().strip()
+        model = httpx.get(f"{url}/v1/models", timeout=20).json()["data"][0]["id"]
+        yield SimpleNamespace(base=f"{url}/v1", model=model)
+    finally:
+        process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
-import httpx
 import openai
 import pytest
 import uvicorn
@@ -22,7 +19,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.openai import OpenAIEngine
 from workers.worker import Worker, WorkerSettings
 
-BOUND = 20.0
+BOUND = 60.0
 HEARTBEAT = 2.0
 SLOTS = 2
 HELLO = [{"role": "user", "content": "hello"}]
@@ -405,35 +402,24 @@ async def test_when_a_server_dies_what_has_begun_ends_and_the_rest_starts_over(
 # llama.cpp's own server
 
 
-@pytest.fixture(scope="module")
-def llama_cpp(pytestconfig):
-    """llama.cpp's HTTP server with the small model: its address and the name of its model."""
-    process = subprocess.Popen(
-        [sys.executable, "tests/judges/llama_cpp_server.py"],
-        cwd=pytestconfig.rootpath,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        url = process.stdout.readline().strip()
-        model = httpx.get(f"{url}/v1/models", timeout=BOUND).json()["data"][0]["id"]
-        yield SimpleNamespace(base=f"{url}/v1", model=model)
-    finally:
-        process.stdin.close()
-        process.wait(10)
-        process.stdout.close()
-
-
-async def test_llama_cpp_server_becomes_a_worker(place, llama_cpp):
-    await place.worker(engine_of(llama_cpp.base, llama_cpp.model), "front")
+async def test_llama_cpp_server_becomes_a_worker(place, llama_cpp_server):
+    await place.worker(engine_of(llama_cpp_server.base, llama_cpp_server.model), "front")
     front = await place.api()
     question = [{"role": "user", "content": "What is the capital of France? One sentence."}]
     options = {"messages": question, "max_tokens": 24}
-    expected = await asked(place.client(llama_cpp.base), llama_cpp.model, **options)
+    expected = await asked(place.client(llama_cpp_server.base), llama_cpp_server.model, **options)
     answer = await asked(place.client(front.base), "front", **options)
     assert answer.choices[0].message.content == expected.choices[0].message.content
     assert "Paris" in answer.choices[0].message.content
     assert answer.usage.prompt_tokens == expected.usage.prompt_tokens
     assert answer.usage.completion_tokens == expected.usage.completion_tokens
+
+
+@pytest.mark.parametrize("slots, expected", [(None, 4), (9, 9)])
+async def test_slots_are_those_that_llama_cpp_tells_unless_they_are_given(
+    llama_cpp_server, slots, expected
+):
+    engine = engine_of(llama_cpp_server.base, llama_cpp_server.model, slots=slots)
+    await engine.start(lambda _: None)
+    assert engine.info.slots == expected
+    await engine.close()
