@@ -18,6 +18,7 @@ class _Job:
     epoch: int = 0
     worker: str = ""
     ended: str = ""
+    ends: int = 0
     finishes: int = 0
 
 
@@ -84,6 +85,7 @@ class Audit:
         if (state, before) == ("expired", "running"):  # they take a second, and have a minute
             self._wrong(job, f"was not run within its time, epoch {epoch}, by {worker}")
         known.ended = state
+        known.ends += 1
         self.ends[state] += 1
 
     def _finish(self, job: str, verdict: str, epoch: str, worker: str, outcome: str) -> None:
@@ -96,6 +98,21 @@ class Audit:
             self._wrong(job, "has two accepted finishes")
         if (int(epoch), worker) != (known.epoch, known.worker):
             self._wrong(job, f"{worker} ended it under epoch {epoch}; {known} holds it")
+
+    @property
+    def ended_once(self) -> int:
+        return sum(known.ends == 1 for known in self._jobs.values())
+
+    def choices(self) -> dict[str, set[str]]:
+        """What is drawn for a request → its choices, from jobs like `chatcmpl-<drawn>-<choice>`.
+
+        A further run of an Idempotency-Key is called `<choice>.<run>`.
+        """
+        found: dict[str, set[str]] = {}
+        for job in self._jobs:
+            request, _, choice = job.rpartition("-")
+            found.setdefault(request.rpartition("-")[2], set()).add(choice.partition(".")[0])
+        return found
 
     def open_jobs(self) -> list[str]:
         return [job for job, known in self._jobs.items() if not known.ended]

@@ -1,11 +1,16 @@
-"""Four bugs that this design is there to exclude; each can be put back into a process.
+"""Four bugs that this design is there to exclude, and a leak; each can be put into a process.
 
 They are what the checks are checked with: a harness that does not find them proves nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
+
+_LEFT_BYTES = 200_000
+_LEFT_CONNECTIONS = 60  # things left behind; after that the pool would be empty
 
 
 def finish_without_its_epoch_check(source: str) -> str:
@@ -47,6 +52,27 @@ def finished_epochs_run_again(source: str) -> str:
     return source
 
 
+def leaks(source: str) -> str:
+    """Every request leaves behind one of all that can be left behind."""
+    from queueserve.queue.producer import Producer  # noqa: PLC0415
+
+    plain, left = Producer.submit, []
+    if plain.__qualname__.startswith("leaks"):
+        return source  # a process has more than one copy of the library
+
+    async def submit(self, job, *args, **options):
+        redis = self._functions.redis
+        left.append(asyncio.create_task(asyncio.Event().wait()))
+        left.append(os.open(os.devnull, os.O_RDONLY))
+        if len(left) < _LEFT_CONNECTIONS:
+            left.append(await redis.connection_pool.get_connection())
+        await redis.set(f"left:{job.id}", "x" * _LEFT_BYTES)
+        return await plain(self, job, *args, **options)
+
+    Producer.submit = submit
+    return source
+
+
 def _replaced(source: str, old: str, new: str) -> str:
     if source.count(old) != 1:
         raise ValueError(f"the library does not have this exactly once any more: {old}")
@@ -60,6 +86,7 @@ BUGS: dict[str, Callable[[str], str]] = {
         pop_is_the_only_record,
         finished_epochs_run_again,
         reaper_requeues_by_itself,
+        leaks,
     )
 }
 """Name → what it does to the process that calls it, and to the source of the function library."""

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from harness import checks
 from harness.catalogue import ask
-from harness.clients import Client, Manner
+from harness.clients import Client, Manner, crowd
 from harness.cluster import Cluster, Size
 from harness.faults import Fault, Schedule, kill_worker
 from harness.report import Report
+from harness.rest import Rest
 
 FOUND_WITHIN = 90.0  # seconds, on a slow machine
 _LOOK = 0.5
@@ -47,6 +48,8 @@ SEEN_AS = {  # each bug's own violation: another one is no find
     "finished_epochs_run_again": re.compile(r"ran \d+ times"),
     "reaper_requeues_by_itself": re.compile(r"its reader did not resume"),
 }
+
+LEAKS = ("tasks", "/dev/null", "connections not given back", "more keys", "data of Redis grew")
 
 
 async def found(bug: str, *, seed: int, fault_pause: float = 0.6) -> list[str]:
@@ -83,8 +86,23 @@ async def _looking(cluster: Cluster, own: re.Pattern[str]) -> list[str]:
     return []
 
 
+async def leaks_found(*, seed: int, requests: int = 8) -> list[str]:
+    """What is found of all that can be left behind; `LEAKS` is what there is."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        async with Cluster(Path(directory), Size(apis=1, workers=1, bug="leaks")) as cluster:
+            client = Client(cluster.ports, random.Random(seed))
+            work = [(ask("a short one", temperature=0, max_tokens=5), Manner())] * requests
+            await crowd(client, 2, work)
+            await checks.settled(cluster)
+            rest = Rest(cluster, within=2.0)
+            await rest.remember()
+            await crowd(client, 2, work)
+            await checks.settled(cluster)
+            return await rest.compare()
+
+
 async def run(report: Report, *, seed: int) -> None:
-    """All four; one that is not found is a violation."""
+    """All four, and the leaks; one that is not found is a violation."""
     for bug in PROVOKED_BY:
         began = time.monotonic()
         violations = await found(bug, seed=seed)
@@ -92,3 +110,6 @@ async def run(report: Report, *, seed: int) -> None:
         report.row(bug, f"found after {took:.0f} s: {violations[0]}" if violations else "NOT FOUND")
         if not violations:
             report.violate([f"the bug {bug} was not found"])
+    left = " ".join(await leaks_found(seed=seed))
+    report.row("leaks", left)
+    report.violate(f"the leak ({leak}) was not found" for leak in LEAKS if leak not in left)

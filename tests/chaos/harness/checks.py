@@ -10,8 +10,6 @@ from harness.cluster import BOUND, ROOT, Api, Cluster, until
 
 _WITHOUT_TTL = {"alive", "apis", "due", "free", "queue"}  # sorted sets that the reaper empties
 _CUT_WITHIN = 5.0  # seconds after its cause in which a client notices, on a slow machine
-_MEMORY_MB = 64.0  # that a process may grow by; it is there to find leaks, not caches
-_SOCKETS = 70  # two pools of 32 connections to Redis, and some to listen on
 
 
 async def settled(cluster: Cluster) -> list[str]:
@@ -73,6 +71,16 @@ def audited(cluster: Cluster, *, ended: bool = True) -> Audit:
     return audit
 
 
+def accepted(audit: Audit, client: Client) -> list[str]:
+    """Requests that a client was told are accepted, and whose jobs Redis has never seen."""
+    known = audit.choices()
+    return [
+        f"request {attempt.reply} was accepted, and Redis has not all of its jobs"
+        for attempt in client.attempts
+        if attempt.reply and len(known.get(attempt.reply.rpartition("-")[2], ())) < attempt.choices
+    ]
+
+
 def explained(cluster: Cluster, clients: Iterable[Client]) -> list[str]:
     """Streams that were cut although nobody touched their server or the way to it."""
     apis = {api.name: api for api in cluster.apis}
@@ -91,63 +99,12 @@ def _has_cause(attempt: Attempt, api: Api) -> bool:
     )
 
 
-class Processes:
-    """How every process was when it was idle and fresh, to compare with how it is in the end."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._idle: dict[str, dict] = {}
-        self.growth_mb = 0.0
-        self.most_mb = 0.0
-
-    async def remember(self) -> None:
-        for node in self._cluster.nodes:
-            self._idle[node.name] = await self._ask(node)
-
-    async def compare(self) -> list[str]:
-        """Tasks, sockets and memory that were not given back."""
-        found = []
-        for node in self._cluster.nodes:
-            found += await self._compared(node)
-        return found
-
-    async def _ask(self, node) -> dict:
-        return await until(lambda: node.ask(do="status"), f"an answer of {node.name}")
-
-    async def _compared(self, node) -> list[str]:
-        before = self._idle[node.name]
-        try:  # a heartbeat may be on its way just now
-            await until(
-                lambda: self._tasks_are_back(node), f"{node.name} without new tasks", 15, 0.3
-            )
+async def doors_are_closed(cluster: Cluster) -> list[str]:
+    """Client connections that nobody uses any more."""
+    found = []
+    for api in cluster.apis:
+        try:
+            await until(lambda api=api: not api.door.connections, "closed connections", 15)
         except TimeoutError:
-            now = await self._ask(node)
-            return [f"{node.name} has new tasks: {_more(before['tasks'], now['tasks'])}"]
-        now = await self._ask(node)
-        found = []
-        self.most_mb = max(self.most_mb, now["rss_mb"])
-        if now["pid"] == before["pid"]:
-            self.growth_mb = max(self.growth_mb, now["rss_mb"] - before["rss_mb"])
-            if now["rss_mb"] > before["rss_mb"] + _MEMORY_MB:
-                found.append(f"{node.name} grew from {before['rss_mb']} to {now['rss_mb']} MB")
-        if now["sockets"] > _SOCKETS:
-            found.append(f"{node.name} has {now['sockets']} sockets")
-        return found
-
-    async def _tasks_are_back(self, node) -> bool:
-        now = await self._ask(node)
-        return not _more(self._idle[node.name]["tasks"], now["tasks"])
-
-    async def doors_are_closed(self) -> list[str]:
-        """Client connections that nobody uses any more."""
-        found = []
-        for api in self._cluster.apis:
-            try:
-                await until(lambda api=api: not api.door.connections, "closed connections", 15)
-            except TimeoutError:
-                found.append(f"{api.name} keeps {api.door.connections} client connections open")
-        return found
-
-
-def _more(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
-    return {name: count for name, count in now.items() if count > before.get(name, 0)}
+            found.append(f"{api.name} keeps {api.door.connections} client connections open")
+    return found

@@ -9,20 +9,21 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from harness.catalogue import Ask
 from harness.wire import Answer, Events, asked
 
-ATTEMPT_WITHIN = 200.0  # seconds; request and queue timeouts are far below
+_ON_ITS_WAY = 60.0  # seconds beyond the request timeout: what links and stopped servers hold up
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
-GIVE_UP_AFTER = 400.0  # seconds of retries
+GIVE_UP_AFTER = 120.0  # seconds of retries; a Redis that hangs, twice in a row, is shorter
 RETRIED = {409, 429, 503, 504}
 _FINAL = {"vanished", "worker_crashed"}  # a job that has lost its last worker stays failed
-EXPECTED_CODES = {  # how a request may end that was disturbed
-    *("no_worker", "queue_timeout", "rate_limit_exceeded", "redis_unavailable", "request_timeout"),
-    *("server_closing", "server_expired", "worker_crashed", "worker_lost"),
-}
+# How a request may end that was disturbed. No timeout is among them, nor `no_worker`, nor
+# `worker_lost`: queues are short and workers start again, so each would be a job that was lost.
+DISTURBED = {"redis_unavailable", "server_closing", "server_expired", "worker_crashed"}
+REFUSED = {"rate_limit_exceeded"}  # of an overload
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Attempt:
     reply: str = ""  # the answer's id
     how: str = ""  # done, vanished, cut, refused (no connection), or the code of an error
     status: int = 0
+    choices: int = 1
     retry_after: float = 0.0  # seconds, as the server says
     pieces: list[float] = field(default_factory=list)  # when each piece came
 
@@ -47,6 +49,14 @@ class Manner:
     vanish_at: int = 0  # goes away after so many pieces
     pause_at: int = 0  # reads nothing for a while after so many pieces
     pause: float = 0.0  # seconds
+
+    @property
+    def name(self) -> str:
+        if self.key:
+            return "tries again with its Idempotency-Key"
+        if self.vanish_at:
+            return "vanishes"
+        return "reads slowly" if self.pause_at else "reads to the end"
 
 
 class Violation(Exception):  # noqa: N818 - a finding
@@ -89,19 +99,27 @@ class Client:
     """Sends requests to the API servers behind `ports` (name → port), and keeps its log."""
 
     def __init__(
-        self, ports: Callable[[], dict[str, int]], draw: random.Random, *, patience: float = 1.0
+        self,
+        ports: Callable[[], dict[str, int]],
+        draw: random.Random,
+        *,
+        within: float = 60.0,
+        expected: AbstractSet[str] = frozenset(DISTURBED),
     ) -> None:
+        """`within`: the servers' request timeout. `expected`: codes of errors that may be seen."""
         self.ports = ports
         self.draw = draw
         self.attempts: list[Attempt] = []
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
-        self._patience = patience
+        self.waits: list[float] = []  # seconds from a request's first attempt to its last one
+        self._within = within + _ON_ITS_WAY
+        self._expected = expected
 
     async def request(self, ask: Ask, manner: Manner = Manner()) -> Attempt:
         """Send it, and again while it is refused, or while its key allows it."""
         headers = {"idempotency-key": str(uuid.UUID(int=self.draw.getrandbits(128)))}
-        until = time.monotonic() + GIVE_UP_AFTER
+        began = time.monotonic()
         pause = 0.05
         while True:
             attempt = await self.attempt(ask, manner, headers if manner.key else {})
@@ -109,12 +127,13 @@ class Client:
             again = refused or (manner.key and attempt.how not in ("done", "vanished"))
             if not again or attempt.how in _FINAL:
                 break
-            if time.monotonic() > until:
+            if time.monotonic() > began + GIVE_UP_AFTER:
                 self.violate(attempt, f"no answer after {GIVE_UP_AFTER} s of retries")
                 break
-            await asyncio.sleep(self.draw.uniform(pause / 2, pause) * self._patience)
+            await asyncio.sleep(self.draw.uniform(pause / 2, pause))
             pause = min(2 * pause, 2.0)
         self.outcomes[attempt.how] += 1
+        self.waits.append(attempt.began - began)
         return attempt
 
     async def attempt(
@@ -123,16 +142,16 @@ class Client:
         """Send it once, to any API server but `avoid`."""
         ports = sorted(self.ports().items())
         name, port = self.draw.choice([each for each in ports if each[0] != avoid])
-        attempt = Attempt(name, time.monotonic())
+        attempt = Attempt(name, time.monotonic(), choices=ask.choices)
         self.attempts.append(attempt)
         leaves = manner.vanish_at > 0 and not ask.streams
         try:
-            async with asyncio.timeout(_LEAVES_AFTER if leaves else ATTEMPT_WITHIN):
+            async with asyncio.timeout(_LEAVES_AFTER if leaves else self._within):
                 await self._attempt(ask, manner, headers, attempt, port)
         except TimeoutError:
             attempt.how = "vanished" if leaves else "hangs"
             if not leaves:
-                self.violate(attempt, f"no end within {ATTEMPT_WITHIN} s")
+                self.violate(attempt, f"no end within {self._within} s")
         except ConnectionRefusedError:
             attempt.how = "refused"
         except (OSError, EOFError):
@@ -208,7 +227,7 @@ class Client:
 
     def _ended_by(self, attempt: Attempt, ask: Ask, error: dict) -> None:
         attempt.how = code = error["code"]
-        allowed = EXPECTED_CODES | ({"engine_error"} if ask.breaks else set())
+        allowed = self._expected | ({"engine_error"} if ask.breaks else set())
         if code == "cancelled" and attempt.status == 409:
             return  # a retry with the same key has taken its place
         if code not in allowed or "continued exactly" in error["message"]:

@@ -277,16 +277,19 @@ class Cluster:
             await asyncio.sleep(seconds)
             os.kill(pid, signal.SIGCONT)
 
-    async def fill_disk(self, seconds: float) -> None:
-        """No file of Redis may grow: its append-only file cannot be written."""
+    async def fill_disk(self, seconds: float) -> bool:
+        """No file of Redis may grow. Returns whether its append-only file could not be written."""
         async with self._redis_lock:
             pid = self.redis.pid
             files = (self.redis.directory / "appendonlydir").iterdir()
-            most = max(file.stat().st_size for file in files)
+            most = min(file.stat().st_size for file in files if file.suffix == ".aof")
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, hard))
-            await asyncio.sleep(seconds)
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+            try:
+                await asyncio.sleep(seconds)
+                return bool(self.client.info("persistence")["aof_last_write_status"] == "err")
+            finally:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
 async def until(

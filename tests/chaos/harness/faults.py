@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from harness.cluster import Cluster, Node
+from harness.cluster import Cluster, Node, until
 
 
 @dataclass(frozen=True)
@@ -91,33 +91,29 @@ async def hang_redis(cluster: Cluster, draw: random.Random) -> bool:
 
 
 async def fill_disk(cluster: Cluster, draw: random.Random) -> bool:
-    await cluster.fill_disk(draw.uniform(0.5, 2.0) * cluster.size.heartbeat)
-    return True
+    return await cluster.fill_disk(draw.uniform(0.5, 2.0) * cluster.size.heartbeat)
 
 
 async def delay_link(cluster: Cluster, draw: random.Random) -> bool:
-    await draw.choice(cluster.links).delay(draw.choice([0.02, 0.1, 0.4]), draw.uniform(1, 4))
-    return True
+    most = draw.choice([0.02, 0.1, 0.4])
+    return await draw.choice(cluster.links).delay(most, draw.uniform(1, 4))
 
 
 async def cut_link(cluster: Cluster, draw: random.Random) -> bool:
-    draw.choice(cluster.links).cut()
-    return True
+    return draw.choice(cluster.links).cut()
 
 
 async def hold_link(cluster: Cluster, draw: random.Random) -> bool:
-    await draw.choice(cluster.links).hold(draw.choice([_within, _beyond])(cluster, draw))
-    return True
+    return await draw.choice(cluster.links).hold(draw.choice([_within, _beyond])(cluster, draw))
 
 
 async def half_open_link(cluster: Cluster, draw: random.Random) -> bool:
-    await draw.choice(cluster.links).swallow(draw.choice([_within, _beyond])(cluster, draw))
-    return True
+    seconds = draw.choice([_within, _beyond])(cluster, draw)
+    return await draw.choice(cluster.links).swallow(seconds)
 
 
 async def drop_after_forwarding(cluster: Cluster, draw: random.Random) -> bool:
-    await draw.choice(cluster.links).drop_answers(draw.uniform(0.05, 0.5))
-    return True
+    return await draw.choice(cluster.links).drop_answers(draw.uniform(0.05, 0.5))
 
 
 async def jump_wall_clock(cluster: Cluster, draw: random.Random) -> bool:
@@ -132,6 +128,19 @@ async def suspend_worker(cluster: Cluster, draw: random.Random) -> bool:
     return await _some(cluster.workers, draw).ask(do="jump", wall=ahead, lease=ahead) is not None
 
 
+async def restart_all(cluster: Cluster, _draw: random.Random) -> bool:
+    """Every process is told to leave, one after the other; each is back before the next one."""
+    for node in cluster.nodes:
+        before = node.pid
+        node.signal(signal.SIGTERM)
+        await until(
+            lambda node=node, before=before: node.running and node.pid != before,
+            f"another process in the place of {node.name}",
+        )
+    await cluster.restart_redis(kill=False)
+    return True
+
+
 FAULTS = [
     Fault("worker: kill -9", 12, kill_worker),
     Fault("worker: SIGSTOP beyond its lease", 8, stop_worker_beyond_its_lease),
@@ -142,6 +151,7 @@ FAULTS = [
     Fault("API server: kill -9", 6, kill_api),
     Fault("API server: SIGSTOP beyond its lease", 3, stop_api_beyond_its_lease),
     Fault("API server: SIGTERM", 3, drain_api),
+    Fault("all: restarted one by one", 1, restart_all),
     Fault("Redis: kill -9 and restart", 4, kill_redis),
     Fault("Redis: restart", 2, restart_redis),
     Fault("Redis: hangs within the lease", 3, hang_redis_briefly),
@@ -159,7 +169,7 @@ class Schedule:
     """Injects faults at random moments, several at a time; the same seed gives the same order."""
 
     def __init__(self, cluster: Cluster, faults: list[Fault], *, seed: int, pause: float) -> None:
-        self.count: Counter[str] = Counter()  # those that took effect
+        self.count = Counter(dict.fromkeys((fault.name for fault in faults), 0))  # took effect
         self.missed = 0  # those that did not: what they meant to hurt was down already
         self.failed: list[str] = []  # faults that could not be injected
         self._cluster = cluster

@@ -24,6 +24,7 @@ class Link:
         self._open.set()
         self._swallows = False
         self._drops_answers = False
+        self._hurt = 0  # connections that were reset, and pieces that did not pass as they came
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -44,39 +45,48 @@ class Link:
 
     # Faults
 
-    def cut(self) -> None:
+    # Each says whether it has hurt anything: a link that is idle cannot be.
+
+    def cut(self) -> bool:
         """Reset every connection."""
         self._note(0)
-        for writer in list(self._writers):
+        writers = list(self._writers)
+        for writer in writers:
             writer.transport.abort()
+        return bool(writers)
 
-    async def delay(self, most: float, seconds: float) -> None:
+    async def delay(self, most: float, seconds: float) -> bool:
         """Let every piece take up to `most` seconds, each direction in order."""
-        self._delay = most
+        before, self._delay = self._hurt, most
         await asyncio.sleep(seconds)
         self._delay = 0.0
+        return self._hurt > before
 
-    async def hold(self, seconds: float) -> None:
+    async def hold(self, seconds: float) -> bool:
         """Let nothing through, then everything: a zombie's words arrive late."""
         self._note(seconds)
+        before = self._hurt
         self._open.clear()
         await asyncio.sleep(seconds)
         self._open.set()
+        return self._hurt > before
 
-    async def swallow(self, seconds: float) -> None:
+    async def swallow(self, seconds: float) -> bool:
         """Half-open: both sides believe that they are connected, and nothing arrives."""
         self._note(seconds)
-        self._swallows = True
+        before, self._swallows = self._hurt, True
         await asyncio.sleep(seconds)
         self._swallows = False
         self.cut()
+        return self._hurt > before
 
-    async def drop_answers(self, seconds: float) -> None:
+    async def drop_answers(self, seconds: float) -> bool:
         """Let requests through, and reset each connection instead of answering."""
         self._note(seconds)
-        self._drops_answers = True
+        before, self._drops_answers = self._hurt, True
         await asyncio.sleep(seconds)
         self._drops_answers = False
+        return self._hurt > before
 
     def _note(self, seconds: float) -> None:
         now = time.monotonic()
@@ -112,11 +122,16 @@ class Link:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
                 if self._delay:
+                    self._hurt += 1
                     await asyncio.sleep(self._random.uniform(0, self._delay))
-                await self._open.wait()
+                if not self._open.is_set():
+                    self._hurt += 1
+                    await self._open.wait()
                 if self._swallows:
+                    self._hurt += 1
                     continue
                 if answers and self._drops_answers:
+                    self._hurt += 1
                     break
                 writer.write(data)
                 await writer.drain()

@@ -16,6 +16,7 @@ from harness.catalogue import Ask, ask
 from harness.clients import Client, Manner
 from harness.cluster import ROOT, Api, Cluster, Size, until
 from harness.report import Report
+from harness.rest import Rest
 from harness.wire import request_bytes
 
 _NEVER = 8  # clients that never read
@@ -38,8 +39,9 @@ async def run(report: Report, *, seed: int) -> None:
             normal = ask("others", temperature=0, max_tokens=60)
             await client.request(normal)
             alone = await _pauses(client, normal)
-            processes = checks.Processes(cluster)
-            await processes.remember()
+            report.violate(await checks.settled(cluster))
+            rest = Rest(cluster)
+            await rest.remember()
             began = time.monotonic()
             deaf = [_never_reads(cluster.apis[0]) for _ in range(_NEVER)]
             await until(lambda: _held(cluster) >= _NEVER, "their start")
@@ -49,7 +51,9 @@ async def run(report: Report, *, seed: int) -> None:
             for each in deaf:
                 each.close()
             report.violate(await checks.settled(cluster))
-            report.violate(await processes.compare())
+            report.violate(checks.audited(cluster).violations)
+            report.violate(await rest.compare())
+            rest.show(report)
             report.violate(client.violations)
             report.figure(
                 "median pause of others alone / beside",

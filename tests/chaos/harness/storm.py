@@ -7,6 +7,7 @@ import itertools
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,10 @@ from harness.clients import Client, Manner, crowd
 from harness.cluster import ROOT, Cluster, Size
 from harness.faults import FAULTS, Fault, Schedule
 from harness.report import Report
+from harness.rest import Rest
 
+_ENOUGH = 300  # faults, of which the rarest kind is one in a hundred
+_TRIED_FOR = 60.0  # seconds; Redis may hang for 20 of them
 _HURTFUL = (  # prompts that disturb engines, and whether they break them
     ("[[crash {}]] a poison job", True),
     ("[[oom {}]] a job that does not fit", True),
@@ -51,7 +55,11 @@ def _manner(draw: random.Random) -> Manner:
 
 
 def _work(
-    storm: Storm, asks: list[Ask], draw: random.Random, hurting: asyncio.Task[None]
+    storm: Storm,
+    asks: list[Ask],
+    draw: random.Random,
+    hurting: asyncio.Task[None],
+    kinds: Counter[str],
 ) -> Iterator[tuple[Ask, Manner]]:
     """Requests without an end, until there were enough of them and of faults."""
     for number in itertools.count():
@@ -59,10 +67,13 @@ def _work(
             return
         if draw.random() < storm.hurtful:
             prompt, breaks = draw.choice(_HURTFUL)
+            kinds[prompt.format("n")] += 1
             hurtful = ask(prompt.format(draw.randint(1, 20)), temperature=0)
             yield replace(hurtful, breaks=breaks), Manner()
         else:
-            yield draw.choice(asks), _manner(draw)
+            manner = _manner(draw)
+            kinds[manner.name] += 1
+            yield draw.choice(asks), manner
 
 
 async def undisturbed(cluster: Cluster, client: Client, asks: list[Ask]) -> None:
@@ -80,7 +91,8 @@ async def run(storm: Storm, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         async with Cluster(Path(directory), storm.size) as cluster:
             # Of its own: how often it tries again depends on the moment, the requests do not.
-            client = Client(cluster.ports, random.Random(f"client {storm.seed}"))
+            own = random.Random(f"client {storm.seed}")
+            client = Client(cluster.ports, own, within=storm.size.request_timeout)
             try:
                 await _storm(storm, report, cluster, client, (asks, draw))
             finally:
@@ -95,46 +107,66 @@ async def _storm(
     drawn: tuple[list[Ask], random.Random],
 ) -> None:
     asks, draw = drawn
-    processes = checks.Processes(cluster)
+    rest = Rest(cluster)
     await undisturbed(cluster, client, asks)
     report.violate(await checks.settled(cluster))
-    await processes.remember()
+    await rest.remember()
     client.attempts.clear()
     client.outcomes.clear()
+    client.waits.clear()
+    kinds: Counter[str] = Counter()
     schedule = Schedule(cluster, storm.kinds, seed=storm.seed, pause=storm.pause)
     began = time.monotonic()
     hurting = asyncio.create_task(schedule.run(storm.faults))
     try:
-        await crowd(client, storm.at_once, _work(storm, asks, draw, hurting))
+        await crowd(client, storm.at_once, _work(storm, asks, draw, hurting, kinds))
         await hurting
     finally:
         hurting.cancel()
     report.row("requests / faults", f"{client.outcomes.total()} / {schedule.count.total()}")
     report.row("faults that found nothing to hurt (not counted)", str(schedule.missed))
     report.row("seconds of load", f"{time.monotonic() - began:.0f}")
+    _coverage(storm, report, schedule)
+    longest = max(client.waits, default=0.0)
+    report.figure(
+        "longest time for which a request was tried again",
+        f"{longest:.0f} s",
+        f"{_TRIED_FOR:.0f} s",
+        within=longest <= _TRIED_FOR,
+    )
     report.violate(await checks.settled(cluster))
     report.count("fault", schedule.count)
+    report.count("client", kinds)
     report.count("request ended with", client.outcomes)
     report.violate(schedule.failed)
-    await check(report, cluster, client, processes)
+    await check(report, cluster, client, rest)
 
 
-async def check(
-    report: Report, cluster: Cluster, client: Client, processes: checks.Processes
-) -> None:
+def _coverage(storm: Storm, report: Report, schedule: Schedule) -> None:
+    """Each kind of fault must have taken effect, if there were enough to expect that."""
+    seen = sum(count > 0 for count in schedule.count.values())
+    report.figure(
+        "kinds of faults that took effect",
+        str(seen),
+        f"{len(schedule.count)} from {_ENOUGH} faults on",
+        within=seen == len(schedule.count) or storm.faults < _ENOUGH,
+    )
+
+
+async def check(report: Report, cluster: Cluster, client: Client, rest: Rest) -> None:
     """Everything that must be true in the end."""
     audit = checks.audited(cluster)
-    jobs = f"{audit.submitted} / {audit.dispatched} / {audit.orphaned}"
-    report.row("jobs submitted / dispatched / orphaned", jobs)
+    report.row("jobs accepted / ended once", f"{audit.submitted} / {audit.ended_once}")
+    report.row("dispatched / orphaned", f"{audit.dispatched} / {audit.orphaned}")
     report.row("finishes refused (from zombies, or said twice)", str(audit.stale))
     report.row("dead letters", str(cluster.client.zcard(f"{ROOT}:dead")))
     report.count("job ended", audit.ends)
     report.violate(client.violations)
     report.violate(audit.violations)
     report.violate(checks.explained(cluster, [client]))
+    report.violate(checks.accepted(audit, client))
     report.violate(checks.redis_is_clean(cluster))
-    report.violate(await processes.doors_are_closed())
-    report.violate(await processes.compare())
+    report.violate(await checks.doors_are_closed(cluster))
+    report.violate(await rest.compare())
     report.violate(found for node in cluster.nodes for found in node.unexpected)
-    memory = f"{processes.most_mb:.0f} MB / {processes.growth_mb:.0f} MB"
-    report.row("memory of a process: most / growth", memory)
+    rest.show(report)
