@@ -92,7 +92,7 @@ def chat_jobs(
 ) -> list[Job]:
     """Return one job per choice. Raises InvalidRequestError."""
     max_tokens = request.max_completion_tokens or request.max_tokens
-    offer = offer_of(request, card)
+    offer, wanted = offer_of(request, card), constraint_of(request)
     chars = sum(message.chars for message in request.messages) + sum(
         len(str(tool)) for tool in offer.tools
     )
@@ -106,12 +106,14 @@ def chat_jobs(
         kind="chat",
         messages=carried(request.messages),
         tools=offer.tools,
-        constraint=offer.constraint(constraint_of(request)),
+        constraint=offer.constraint(wanted),
         template_kwargs=request.chat_template_kwargs or {},
         continue_final_message=bool(request.continue_final_message),
         add_generation_prompt=request.add_generation_prompt is not False,
         cost=_cost(chars // _CHARS_PER_TOKEN, max_tokens),
     )
+    if offer.is_bound(wanted):  # it ends where its JSON does; a stop inside would cut a call in two
+        job = replace(job, sampling=replace(job.sampling, stop=(), stop_token_ids=()))
     if request.logprobs:
         asked = replace(job.sampling, logprobs=request.top_logprobs or 0)
         job = replace(job, sampling=asked)

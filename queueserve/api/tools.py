@@ -14,9 +14,11 @@ import orjson
 
 from queueserve.api.constraints import json_schema
 from queueserve.api.json_schemas import closed, placed
+from queueserve.api.limits import MAX_DEPTH
 from queueserve.api.parsers import REASONING, TOOLS, Parser, make_parser
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.tools import AllowedTools, Function, FunctionName, NamedTool
+from queueserve.api.schemas.values import is_deep
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import Constraint, ModelCard
 
@@ -49,14 +51,25 @@ class Offer:
         """Return what binds the output: to calls that must come, or to what the request wants.
 
         Where an answer in JSON is wanted and a call may come instead, it is to one of both. Raises
-        InvalidRequestError for schemas that are too long.
+        InvalidRequestError for a wish beside a call that must come, and for schemas that are too
+        long or too deep.
         """
         if self.required:
+            if wanted is not None:
+                raise InvalidRequestError(
+                    "tool_choice asks for a call, which binds the output: it cannot be bound to "
+                    "anything else, too.",
+                    param=wanted.param,
+                )
             return json_schema(self._schema(), "tool_choice")
         if not self.functions or not may_be_calls(wanted):
             return wanted
         answer = {"type": "object"} if wanted.kind == "json_object" else _read(wanted)
         return json_schema(self._schema(answer), wanted.param)
+
+    def is_bound(self, wanted: Constraint | None) -> bool:
+        """Return whether the output can be nothing but calls, or JSON where calls may come."""
+        return self.required or (bool(self.functions) and may_be_calls(wanted))
 
     def _schema(self, *answers: Any) -> dict[str, Any]:
         definitions: dict[str, Any] = {}
@@ -128,8 +141,7 @@ def parsing_of(
     tools = card.tool_parser if offer.functions else None
     reasoning = card.reasoning_parser if card.reasoning_parser in REASONING else None
     if constraint is not None:
-        bound = offer.required or (bool(offer.functions) and may_be_calls(constraint))
-        tools, reasoning = ("json" if bound else None), None
+        tools, reasoning = ("json" if offer.is_bound(constraint) else None), None
     names = tuple(function.name for function in offer.functions)
     return Parsing(tools, reasoning, names, offer.parallel, legacy=bool(request.functions))
 
@@ -156,11 +168,16 @@ def may_be_calls(constraint: Constraint | None) -> TypeGuard[Constraint]:
 
 def _read(constraint: Constraint) -> Any:
     try:
-        return orjson.loads(constraint.value)
+        schema = orjson.loads(constraint.value)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(
             f"The schema is not valid JSON: {error}.", param=constraint.param
         ) from error
+    if is_deep(schema):
+        raise InvalidRequestError(
+            f"The schema is nested more than {MAX_DEPTH} levels deep.", param=constraint.param
+        )
+    return schema
 
 
 def _one_of(schemas: list[Any]) -> Any:

@@ -57,6 +57,11 @@ _SAME = (
     "min_tokens",
     "stop_token_ids",
     "ignore_eos",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
     "chat_template_kwargs",
     "parallel_tool_calls",
 )

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
 from queueserve.protocol import Constraint
+from queueserve.subschemas import changed
 from workers.engines.grammar_limits import check_grammar, check_schema, with_large_stack
 
 _Library: TypeAlias = Any  # llguidance; its LLMatcher and LLTokenizer are Rust
@@ -33,7 +34,6 @@ _BOUNDS = {
     "enum",
     "const",
 }
-_VALUES = {"const", "enum", "default", "examples"}  # their members are no schemas
 _SPECIAL = b"\xff<%d>"  # llguidance's mark of a token that is no text
 _EXCERPT = re.compile(r"\n *\d+ \|.*|\n<state>.*", re.DOTALL)
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
@@ -70,11 +70,9 @@ def _bounded(schema: Any) -> Any:
 
     They are those of the integers that all readers of JSON know (RFC 8259, section 6).
     """
-    if isinstance(schema, list):
-        return [_bounded(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    bounded = {key: one if key in _VALUES else _bounded(one) for key, one in schema.items()}
+    bounded = changed(schema, _bounded)
     if schema.get("type") in ("integer", ["integer", "null"]) and not _BOUNDS & schema.keys():
         bounded |= {"minimum": -_MOST, "maximum": _MOST}
     return bounded

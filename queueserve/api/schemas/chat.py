@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
-from pydantic_core.core_schema import ValidatorFunctionWrapHandler
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
@@ -20,7 +19,7 @@ from queueserve.api.schemas.tools import (
     Tools,
     chosen_names,
 )
-from queueserve.api.schemas.values import JsonObject, invalid, only, unsupported
+from queueserve.api.schemas.values import JsonObject, invalid, only, text_only
 
 
 class TextPart(Schema):
@@ -42,16 +41,8 @@ class RefusalPart(Schema):
         return self.refusal
 
 
-def _known(part: Any, validate: ValidatorFunctionWrapHandler) -> TextPart | RefusalPart:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "refusal"):
-        raise unsupported(f"The models here take text only: content of type {kind[:50]!r}")
-    checked: TextPart | RefusalPart = validate(part)
-    return checked
-
-
 Part: TypeAlias = Annotated[
-    Annotated[TextPart | RefusalPart, Field(discriminator="type")], WrapValidator(_known)
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")], text_only("text", "refusal")
 ]
 
 

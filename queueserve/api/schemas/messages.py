@@ -8,7 +8,7 @@ from pydantic import Field, Tag
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
 from queueserve.api.schemas.generation import Probability, Schema, Stop
-from queueserve.api.schemas.values import JsonObject, by_type, of_type, only
+from queueserve.api.schemas.values import JsonObject, by_type, of_type, only, text_only
 
 MAX_TOOLS = 512
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -38,7 +38,7 @@ class ToolUseBlock(Schema):
 
 
 Texts: TypeAlias = Annotated[
-    list[Annotated[TextBlock, of_type(("text",), "Content")]], Field(max_length=MAX_PARTS)
+    list[Annotated[TextBlock, text_only("text")]], Field(max_length=MAX_PARTS)
 ]
 
 
@@ -53,11 +53,14 @@ class ToolResultBlock(Schema):
 
 _BLOCKS = ("text", "thinking", "tool_use", "tool_result")
 Block: TypeAlias = Annotated[
-    Annotated[TextBlock, Tag("text")]
-    | Annotated[ThinkingBlock, Tag("thinking")]
-    | Annotated[ToolUseBlock, Tag("tool_use")]
-    | Annotated[ToolResultBlock, Tag("tool_result")],
-    by_type({kind: kind for kind in _BLOCKS}, "Content"),
+    Annotated[
+        Annotated[TextBlock, Tag("text")]
+        | Annotated[ThinkingBlock, Tag("thinking")]
+        | Annotated[ToolUseBlock, Tag("tool_use")]
+        | Annotated[ToolResultBlock, Tag("tool_result")],
+        by_type({kind: kind for kind in _BLOCKS}, "Content"),
+    ],
+    text_only(*_BLOCKS),
 ]
 
 

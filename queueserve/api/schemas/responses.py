@@ -8,7 +8,15 @@ from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
-from queueserve.api.schemas.values import JsonObject, by_type, invalid, of_type, only
+from queueserve.api.schemas.values import (
+    JsonObject,
+    by_type,
+    invalid,
+    of_type,
+    only,
+    text_only,
+    unsupported,
+)
 
 MAX_TOOLS = 512
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -31,8 +39,11 @@ class RefusalPart(Schema):
 
 
 Part: TypeAlias = Annotated[
-    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
-    by_type(dict.fromkeys(_TEXTS, "text") | {"refusal": "refusal"}, "Content"),
+    Annotated[
+        Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
+        by_type(dict.fromkeys(_TEXTS, "text") | {"refusal": "refusal"}, "Content"),
+    ],
+    text_only(*_TEXTS, "refusal"),
 ]
 
 
@@ -194,9 +205,18 @@ class ResponsesRequest(GenerationRequest):
     n: Annotated[Any, only(1)] = None
     max_tokens: Annotated[Any, only()] = None
     top_logprobs: Annotated[Any, only(0)] = None
+    return_token_ids: Annotated[Any, only(False)] = None
+    response_format: Annotated[Any, only(instead="text.format")] = None
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
     max_tool_calls: Annotated[Any, only()] = None
+
+    @field_validator("include")
+    @classmethod
+    def _includes_nothing_more(cls, value: list[str] | None) -> list[str] | None:
+        for wanted in value or ():
+            raise unsupported(f"To include {wanted[:100]!r}")
+        return value
 
     @field_validator("background")
     @classmethod

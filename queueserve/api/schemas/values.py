@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Discriminator
 from pydantic_core import PydanticCustomError
 
+from queueserve.api.errors import TEXT_ONLY
 from queueserve.api.limits import MAX_DEPTH
 
 
@@ -21,15 +22,35 @@ def invalid(why: str) -> PydanticCustomError:
     return PydanticCustomError("invalid_value", "{why}", {"why": why})
 
 
-def only(*neutral: Any) -> AfterValidator:
-    """Accept null and the values that change nothing; refuse all others as unsupported."""
+def only(*neutral: Any, instead: str = "") -> AfterValidator:
+    """Accept null and the values that change nothing; refuse all others as unsupported.
+
+    `instead` is the field to use.
+    """
+    what = f"This (use {instead})" if instead else "This value"
 
     def check(value: Any) -> Any:
         if value is not None and value not in neutral:
-            raise unsupported("This value")
+            raise unsupported(what)
         return value
 
     return AfterValidator(check)
+
+
+def text_only(*kinds: str) -> BeforeValidator:
+    """Refuse a part of a content whose `type` is none of these: no model here sees images.
+
+    Nothing of it is looked at, so nothing that it points to is ever fetched.
+    """
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            told = {"kind": kind[:50]}
+            raise PydanticCustomError(TEXT_ONLY, "Content of type '{kind}' is not supported", told)
+        return value
+
+    return BeforeValidator(check)
 
 
 def at_most(members: int) -> BeforeValidator:
@@ -43,14 +64,20 @@ def at_most(members: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _nested(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is nested too deeply to be encoded for a worker."""
+def is_deep(value: Any) -> bool:
+    """Return whether a value is nested more deeply than a job can carry, MAX_DEPTH levels."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [part for one in level for part in _parts(one)]
         if not level:
-            return value
-    raise invalid(f"This is nested more than {MAX_DEPTH} levels deep")
+            return False
+    return True
+
+
+def _nested(value: dict[str, Any]) -> dict[str, Any]:
+    if is_deep(value):
+        raise invalid(f"This is nested more than {MAX_DEPTH} levels deep")
+    return value
 
 
 def _parts(value: Any) -> Iterable[Any]:

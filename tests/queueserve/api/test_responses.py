@@ -147,6 +147,11 @@ async def test_an_idempotency_key_gives_the_same_response(api, redis):
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
         ({"truncation": "some"}, "truncation", "invalid_value"),
+        ({"include": ["reasoning.encrypted_content"]}, "include", "unsupported_value"),
+        ({"return_token_ids": True}, "return_token_ids", "unsupported_value"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+        ({"guided_regex": "["}, "guided_regex", "invalid_value"),
+        ({"structured_outputs": {"regex": "["}}, "structured_outputs", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "input[0].content[0]",
@@ -158,6 +163,27 @@ async def test_what_cannot_be_done_is_a_400_that_names_the_field(api, bad, param
     with pytest.raises(openai.BadRequestError) as caught:
         await api.client.responses.create(model="m", input=INPUT, extra_body=bad)
     assert (caught.value.param, caught.value.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"guided_json": {"enum": ["yes", "no"]}},
+        {"guided_regex": "yes|no"},
+        {"guided_choice": ["yes", "no"]},
+        {"guided_grammar": 'root ::= "yes" | "no"'},
+    ],
+)
+async def test_what_other_servers_have_binds_the_output(api, bound):
+    response = await api.client.responses.create(model="m", input=INPUT, extra_body=bound)
+    assert response.output_text.strip('"') in ("yes", "no")
+
+
+async def test_to_include_nothing_or_to_want_what_is_the_case_changes_nothing(api):
+    said = {"include": [], "return_token_ids": False, "response_format": None}
+    response = await api.client.responses.create(model="m", input=INPUT, extra_body=said)
+    assert response.status == "completed"
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -346,6 +346,27 @@ def test_a_bound_call_has_the_parameters_that_are_named_and_no_others():
     }
 
 
+@pytest.mark.parametrize("name", ["const", "default", "enum", "examples", "properties"])
+def test_what_a_property_is_called_means_nothing(name):
+    inner = {"type": "object", "properties": {"a": {"$ref": "#/$defs/P"}}}
+    wanted = tool("go", parameters={"properties": {name: inner}, "$defs": {"P": {}}})
+    made = schema(tools=[wanted], tool_choice=named("go"))["$defs"]["go"]
+    assert made["properties"][name] == {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/go/$defs/P"}},
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize("keyword", ["const", "default", "enum", "examples"])
+def test_values_are_no_schemas(keyword):
+    value = {"$ref": "#/a", "type": "object", "properties": {}}
+    asked = {"p": {"$ref": "#"}, "q": {keyword: [value]}}
+    wanted = tool("go", parameters={"properties": asked})
+    made = schema(tools=[wanted], tool_choice=named("go"))["$defs"]["go"]
+    assert made["properties"] == {"p": {"$ref": "#/$defs/go"}, "q": {keyword: [value]}}
+
+
 @pytest.mark.parametrize("others", [{"additionalProperties": True}, {"anyOf": [{}]}])
 def test_unless_the_schema_speaks_of_others(others):
     parameters = {"type": "object", "properties": {}} | others
@@ -428,10 +449,41 @@ def test_other_constraints_leave_no_room_for_calls(fields):
     assert not parsing_of(request(**fields), CARD, constraint)
 
 
+@pytest.mark.parametrize(
+    "fields,bound",
+    [
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": named("add")}, True),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"response_format": {"type": "json_object"}, "tools": None}, False),
+        ({"guided_regex": "a+"}, False),
+        ({}, False),
+    ],
+)
+def test_no_stop_cuts_a_call_that_the_output_is_bound_to(fields, bound):
+    sampling = job(stop=["Paris"], stop_token_ids=[7], **fields).sampling
+    assert (sampling.stop, sampling.stop_token_ids) == (((), ()) if bound else (("Paris",), (7,)))
+
+
 DEEP = json.loads('{"a": ' * 200 + "1" + "}" * 200)
 BAD = [
     ({"tools": [tool("f", parameters=DEEP)]}, "tools[0].function.parameters", "invalid_value"),
     ({"response_format": wants(DEEP)}, "response_format.json_schema.schema", "invalid_value"),
+    ({"guided_json": json.dumps(DEEP)}, "guided_json", "invalid_value"),
+    ({"guided_json": "[" * 300 + "]" * 300}, "guided_json", "invalid_value"),
+    *(
+        ({"tool_choice": choice} | wanted, next(iter(wanted)), "invalid_value")
+        for choice in ("required", named("add"), allowed("required", "add"))
+        for wanted in (
+            {"guided_regex": "a+"},
+            {"guided_choice": ["a"]},
+            {"guided_grammar": "start: /a/"},
+            {"guided_json": {}},
+            {"structured_outputs": {"json_object": True}},
+            {"response_format": {"type": "json_object"}},
+            {"response_format": wants(PARAMETERS)},
+        )
+    ),
     ({"chat_template_kwargs": DEEP}, "chat_template_kwargs", "invalid_value"),
     ({"tools": [ADD, ADD]}, "tools", "invalid_value"),
     ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", "unsupported_value"),

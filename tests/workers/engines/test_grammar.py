@@ -145,6 +145,13 @@ def test_white_space_in_json_is_bounded(grammars):
     assert not loop.accept(ord("\n"))
 
 
+def test_an_integer_is_bounded_whatever_its_property_is_called(grammars):
+    schema = {"type": "object", "properties": {"default": {"type": "integer"}}}
+    constraint = Constraint("json_schema", json.dumps(schema))
+    matcher = grammars.matcher(constraint, encode('{"default":' + "9" * 15))
+    assert not matcher.accept(ord("9"))
+
+
 def test_integers_are_bounded_where_the_schema_does_not_say(grammars):
     schema = {
         "type": "object",
