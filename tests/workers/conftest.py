@@ -53,7 +53,8 @@ class House:
             await task
 
     async def plane(self, **options):
-        opened = open_control_plane(self.redis_url, heartbeat_timeout=HEARTBEAT, **options)
+        options = {"heartbeat_timeout": HEARTBEAT} | options
+        opened = open_control_plane(self.redis_url, **options)
         return await self._stack.enter_async_context(opened)
 
     async def until(self, look, *, above: int | None = None, equal: int | None = None) -> None:

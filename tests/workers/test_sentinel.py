@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import RedisError
 
 from queueserve.errors import QueueServeError, RedisConfigurationError
+from queueserve.protocol import Delta, Finished
 from queueserve.queue.connection import open_redis
 from queueserve.queue.embedded import _wheel_binary
 from queueserve.queue.preflight import check
 from workers.engines.fake import FakeEngine
 
 BOUND = 40.0
+LONG = 15.0  # seconds, the default heartbeat timeout: a fail-over is shorter
 
 CONFIGURATION = """
 port {port}
@@ -41,7 +45,7 @@ async def until(look) -> None:
 async def sentinels(start_redis, free_port, tmp_path):
     """A master, its replica, and three sentinels: their ports, and the master's process."""
     master = start_redis("--appendonly", "yes")
-    start_redis("--replicaof", f"127.0.0.1 {master.port}", "--appendonly", "yes")
+    replica = start_redis("--replicaof", f"127.0.0.1 {master.port}", "--appendonly", "yes")
     async with open_redis(f"redis://127.0.0.1:{master.port}") as asked:
 
         async def replicates() -> bool:
@@ -55,7 +59,7 @@ async def sentinels(start_redis, free_port, tmp_path):
         command = [_wheel_binary(), str(file), "--sentinel"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         processes.append(subprocess.Popen(command, **quiet))  # noqa: ASYNC220 - it does not wait
-    yield SimpleNamespace(ports=ports, master=master.process)
+    yield SimpleNamespace(ports=ports, master=master.process, replica=replica.process)
     for process in processes:
         process.kill()
         process.wait(10)
@@ -86,15 +90,53 @@ async def served(house, plane, read) -> int:
                 await asyncio.sleep(0.1)
 
 
-async def test_a_killed_master_is_replaced_and_requests_are_served_again(house, read, sentinels):
-    await house.worker(FakeEngine(tick=0.01))
-    plane = await house.plane()
-    assert await served(house, plane, read) == 40
+async def test_streams_go_on_after_a_fail_over_that_has_lost_writes(house, read, sentinels):
+    """Some run when the master dies, some are of its last moment, of which nobody else knows."""
+    await house.worker(FakeEngine(slots=16, tick=0.05), heartbeat_timeout=LONG)
+    plane = await house.plane(heartbeat_timeout=LONG)
+    jobs = [
+        house.job(messages=({"role": "user", "content": f"{n}"},), sampling={"max_tokens": 120})
+        for n in range(8)
+    ]
+    quiet = [replace(job, id=f"quiet-{job.id}") for job in jobs]
+    expected = await asyncio.gather(*[text(plane, job) for job in quiet])
+    early = [asyncio.create_task(text(plane, job)) for job in jobs[:4]]
+    await house.until(running(house), equal=4)
+    sentinels.replica.send_signal(signal.SIGSTOP)
+    await house.redis.client_kill_filter(_type="slave")  # what follows is for nobody else
+    late = [asyncio.create_task(text(plane, job)) for job in jobs[4:]]
+    await house.until(running(house), equal=8)
+    before = await submitted(house.redis, jobs)
     sentinels.master.kill()
-    assert await served(house, plane, read) == 40
-    assert await served(house, plane, read) == 40
+    sentinels.replica.send_signal(signal.SIGCONT)
+    assert await asyncio.gather(*early, *late) == expected
+    after = await submitted(house.redis, jobs)
+    assert after[:4] == before[:4]
+    assert all(then != now for then, now in zip(before[4:], after[4:], strict=True))  # once more
     assert (await house.redis.info("replication"))["role"] == "master"
+    assert await served(house, plane, read) == 40
     await wrong_addresses(sentinels.ports)
+
+
+def running(house):
+    async def look() -> int:
+        return sum([await house.redis.hlen(key) for key in await house.redis.keys("qs:*:lease:*")])
+
+    return look
+
+
+async def submitted(redis, jobs) -> list[bytes | None]:
+    """When each job was, as Redis has it."""
+    return [await redis.hget(f"qs:{{m}}:job:{job.id}", "submitted") for job in jobs]
+
+
+async def text(plane, job) -> str:
+    """What the client of one stream reads."""
+    found = ""
+    async with asyncio.timeout(BOUND):
+        async for events in await plane.owner.open(job):
+            found += "".join(event.text for event in events if isinstance(event, Delta | Finished))
+    return found
 
 
 async def wrong_addresses(ports) -> None:
