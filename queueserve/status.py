@@ -39,7 +39,8 @@ def render_table(seen: Snapshot) -> str:
 def _block(model: ModelView) -> str:
     title = ", ".join((model.name, *model.aliases))
     waits = f", the first for {model.oldest_wait:.1f} s" if model.depth else ""
-    line = f"{title}: {model.depth} waiting{waits}, {model.running} running"
+    skipped = f", {model.skipped} skipped" if model.skipped else ""
+    line = f"{title}: {model.depth} waiting{waits}, {model.running} running{skipped}"
     if not model.workers:
         return f"{line}, no worker"
     rows = [_row(worker) for worker in model.workers]

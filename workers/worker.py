@@ -26,6 +26,7 @@ from queueserve.queue.preflight import check
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.recovery import Reaper
 from queueserve.queue.replies import follow
+from queueserve.queue.skips import skip
 from queueserve.queue.tasks import end, run_together
 from workers.defaults import Defaults
 from workers.engines.base import Engine, Fallible, Output
@@ -309,7 +310,7 @@ class Worker:
                 case ["resync", seq, api, job] if _is_number(seq):
                     self.runner.resync(job, int(seq), api)
                 case _:
-                    log.warning("skipped a control message: %r", body[:100], extra={"sparse": True})
+                    skip(log, "control message", repr(body[:100]))
 
         await follow(
             self._redis,

@@ -15,6 +15,7 @@ from queueserve.protocol import ModelCard, decode_card, encode
 from queueserve.queue.connection import translated
 from queueserve.queue.functions import CALL_TIMEOUT
 from queueserve.queue.keys import Keys
+from queueserve.queue.skips import skip
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _checked(card: ModelCard, pool: str) -> ModelCard:
 
 
 def _skipped(pool: str, error: Exception) -> None:
-    log.warning("skipped an entry of the cards of %s: %s", pool, error, extra={"sparse": True})
+    skip(log, "card", f"of {pool}: {error}")
 
 
 def _one_a_name(cards: Iterable[ModelCard]) -> list[ModelCard]:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from queueserve.queue.connection import translated
 from queueserve.queue.directory import known_cards
 from queueserve.queue.keys import Keys, PoolKeys
+from queueserve.queue.skips import skip
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ModelView:
     oldest_wait: float  # seconds that the head of the queue has waited; 0: nothing waits
     running: int
     workers: tuple[WorkerView, ...]
+    skipped: int = 0  # jobs and workers whose keys were not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ async def _model(
             pipe.zrange(pool.queue, 0, 0)
             pipe.zrange(pool.apis, 0, -1)
             pipe.zcard(pool.alone)
-            alive, depth, head, apis, alone = await pipe.execute()
+            pipe.hget(pool.state, "skipped")
+            alive, depth, head, apis, alone, skipped = await pipe.execute()
         first = pool.job(head[0].decode(errors="replace")) if head else ""
         submitted = await redis.hget(first, "submitted") if head else None  # type: ignore[misc]
     known = submitted if submitted and submitted.isdigit() else None
@@ -86,7 +89,14 @@ async def _model(
     workers = await _workers(redis, pool, [worker.decode(errors="replace") for worker in alive])
     running = sum(worker.running for worker in workers)
     view = ModelView(
-        name, aliases, context, depth + alone, max(0.0, oldest), running, tuple(workers)
+        name,
+        aliases,
+        context,
+        depth + alone,
+        max(0.0, oldest),
+        running,
+        tuple(workers),
+        skipped=int(skipped) if skipped and skipped.isdigit() else 0,
     )
     return view, [api.decode(errors="replace") for api in apis]
 
@@ -110,7 +120,7 @@ def _readable(worker: str, quad: tuple[Any, ...]) -> WorkerView | None:
     try:
         return _worker(worker, *quad)
     except (ValueError, TypeError, AttributeError) as error:  # AttributeError: the key's own error
-        log.warning("skipped the registration of %s: %s", worker, error, extra={"sparse": True})
+        skip(log, "registration", f"of {worker}: {error}")
         return None
 
 

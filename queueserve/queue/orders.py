@@ -21,6 +21,7 @@ from queueserve.errors import ProtocolError, QueueServeError, RedisUnavailableEr
 from queueserve.queue.connection import Subscription, open_redis, translated
 from queueserve.queue.keys import Keys
 from queueserve.queue.replies import follow
+from queueserve.queue.skips import skip
 from queueserve.queue.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Orders:
         try:
             name, order = _decode(message)
         except ProtocolError as error:
-            log.warning("skipped a message: %s", error.message, extra={"sparse": True})
+            skip(log, "order", error.message)
             return
         self._tasks.start(self._answer(name, order), f"order {name}")
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from queueserve.errors import ProtocolError, RedisUnavailableError
 from queueserve.protocol import Event, decode_events
 from queueserve.queue.connection import Subscription
+from queueserve.queue.skips import counts, skip
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ async def follow(
                         try:
                             message(body)
                         except Exception:  # or nothing would ever be heard on this channel again
+                            counts["message"] += 1
                             text = "a message on %s could not be handled"
                             log.exception(text, channel, extra={"sparse": True})
                 finally:
@@ -58,5 +60,5 @@ def events_of(message: bytes) -> list[Event]:
     try:
         return decode_events(message)
     except ProtocolError as error:
-        log.warning("skipped a message on the reply channel: %s", error, extra={"sparse": True})
+        skip(log, "message", f"on the reply channel: {error}")
         return []

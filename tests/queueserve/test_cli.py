@@ -168,6 +168,7 @@ async def test_status_as_json_has_what_redis_has(run, functions, redis, keys, re
         "name": "m",
         "aliases": ["alias"],
         "context_length": 2048,
+        "skipped": 0,
         "depth": 0,
         "oldest_wait": 0.0,
         "running": 0,
@@ -205,7 +206,7 @@ def test_status_as_a_table():
     seen = Snapshot(
         models=(
             ModelView("m", ("alias",), 2048, 3, 1.25, 2, (worker, full)),
-            ModelView("gone", (), 2048, 0, 0.0, 0, ()),
+            ModelView("gone", (), 2048, 0, 0.0, 0, (), skipped=3),
         ),
         api_servers=("api-1",),
     )
@@ -215,7 +216,7 @@ def test_status_as_a_table():
         "  box-7-a1b2c3  fake 1.0  box   7    ready  1/2      1.00  1.00   14 s\n"
         "  b-8-d4e5f6    fake 1.0  b     8    ready  1/1      -     0.50   3 s\n"
         "\n"
-        "gone: 0 waiting, 0 running, no worker\n"
+        "gone: 0 waiting, 0 running, 3 skipped, no worker\n"
         "\n"
         "1 API server with requests"
     )

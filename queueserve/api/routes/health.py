@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from queueserve import __version__
 from queueserve.api.requests import ServicesOf
 from queueserve.errors import NoWorkerError, RedisUnavailableError
+from queueserve.queue.skips import counts
 
 router = APIRouter()
 
@@ -20,14 +23,17 @@ async def health() -> dict[str, str]:
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
-async def ready(services: ServicesOf) -> dict[str, str]:
-    """Say whether a request could be served now: 200, or 503 with the reason."""
+async def ready(services: ServicesOf) -> dict[str, Any]:
+    """Say whether a request could be served now: 200, or 503 with the reason.
+
+    `skipped` counts what came from Redis and was not ours, by kind, since this process began.
+    """
     models = await services.directory.list()
     if not services.owner.ready:
         raise RedisUnavailableError("This server's reply channel is not subscribed.")
     if not models:
         raise NoWorkerError("No worker is registered.")
-    return {"status": "ready"}
+    return {"status": "ready", **({"skipped": dict(counts)} if counts else {})}
 
 
 @router.get("/version")

@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 import queueserve
+from queueserve.queue.replies import events_of
+from queueserve.queue.skips import counts
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,12 @@ async def test_ready_on_a_real_redis(api, worker):
         answer = await client.get("/ready")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
         await worker()
+        counts.clear()
         assert (await client.get("/ready")).json() == {"status": "ready"}
+        events_of(b"not ours")
+        events_of(b"nor this")
+        seen = (await client.get("/ready")).json()
+        assert seen == {"status": "ready", "skipped": {"message": 2}}
 
 
 async def test_without_redis_health_lives_and_all_else_is_a_503_with_a_time(serve):

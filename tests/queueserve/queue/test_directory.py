@@ -10,6 +10,7 @@ import pytest
 from queueserve.errors import ModelNotFoundError
 from queueserve.protocol import ModelCard, encode
 from queueserve.queue.directory import KNOWN_FOR, Directory, announce, known_cards
+from queueserve.queue.skips import counts
 
 CARD = ModelCard(name="m", pool="m", context_length=100, engine="fake")
 
@@ -79,9 +80,11 @@ async def test_a_worker_whose_clock_is_wrong_does_not_hide_its_model(
 
 async def test_an_entry_that_is_not_ours_is_skipped(redis, keys, directory, caplog):
     await announce(redis, keys, [CARD])
+    before = counts["card"]
     await redis.hset(keys.pool("m").cards, "broken", b"{")
     assert (await directory.find("m")).name == "m"
-    assert "skipped an entry" in caplog.text
+    assert counts["card"] == before + 1
+    assert f"skipped a card ({before + 1} so far): of m" in caplog.text
 
 
 async def test_the_models_are_no_leak(redis, keys):
