@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from queueserve.errors import ProtocolError
 from queueserve.protocol import Continuation, Job, decode_continuation, decode_job
 from queueserve.queue.connection import ANSWER_TIMEOUT, translated
+from queueserve.queue.exchange import exchange, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 
@@ -20,6 +21,7 @@ RESULT_KEPT = 120.0  # seconds
 _US = 1_000_000
 _CLAIM_WAIT = 10.0  # seconds of one blocking pop
 _CLAIM_MOST = 64
+_OF_A_JOB = ("epoch", "state", "api", "body", "resume", "cancel")
 _EPOCH_DIGITS = 20  # more are not a time in µs, but somebody's joke
 
 
@@ -125,12 +127,9 @@ class Consumer:
         None: the claim is out of date. ProtocolError: its body cannot be read. Raises
         RedisUnavailableError.
         """
+        commands = [pack(("HMGET", self._keys.job(claim.job), *_OF_A_JOB)) for claim in claims]
         with translated():
-            async with self._functions.redis.pipeline(transaction=False) as pipe:
-                for claim in claims:
-                    key = self._keys.job(claim.job)
-                    pipe.hmget(key, "epoch", "state", "api", "body", "resume", "cancel")  # type: ignore[arg-type]
-                rows = await pipe.execute(raise_on_error=False)
+            rows = await exchange(self._functions.redis, commands)
         return [_assignment(claim, row) for claim, row in zip(claims, rows, strict=True)]
 
     def finish_args(self, end: Finish) -> tuple[str, int, str, str | bytes | int, *tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from queueserve.errors import ModelNotFoundError, ProtocolError
 from queueserve.protocol import ModelCard, decode_card, encode
 from queueserve.queue.connection import translated
-from queueserve.queue.functions import CALL_TIMEOUT
+from queueserve.queue.exchange import CALL_TIMEOUT
 from queueserve.queue.keys import Keys
 from queueserve.queue.skips import skip
 

@@ -6,7 +6,6 @@ work side by side on one Redis during an upgrade.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from importlib.resources import files
 from typing import Any
@@ -15,15 +14,14 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from queueserve.errors import RedisUnavailableError
-from queueserve.queue.connection import ANSWER_TIMEOUT, translated
+from queueserve.queue.connection import translated
+from queueserve.queue.exchange import Calls
 
 _FILES = (
     *("keys", "fair", "dispatch", "alone", "dead", "jobs"),
     *("submit", "finish", "workers", "reap", "responses", "library"),
 )
 """In this order: a local function must stand before its first use."""
-CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
-"""Seconds for a call with the wait for a free connection."""
 
 
 class Functions:
@@ -34,6 +32,7 @@ class Functions:
 
     def __init__(self, redis: Redis, *, extra: str = "") -> None:
         self.redis = redis
+        self._calls = Calls(redis)
         lua = files("queueserve.queue") / "lua"
         source = "\n".join((lua / f"{name}.lua").read_text() for name in _FILES) + extra
         self._version = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -50,22 +49,15 @@ class Functions:
         A library that is not there (a new or flushed Redis) is loaded; the call did not run, so it
         is safe to send it again.
         """
+        command = ("FCALL", self.name(function), 1, root, *args)
         with translated():
-            async with asyncio.timeout(CALL_TIMEOUT):
-                return await self._call(function, root, *args)
-
-    async def _call(self, function: str, root: str, *args: str | bytes | float) -> Any:
-        try:
-            return await self._fcall(function, root, *args)
-        except ResponseError as error:
-            if "Function not found" not in str(error):
-                raise
-        await self.load()
-        return await self._fcall(function, root, *args)
-
-    async def _fcall(self, function: str, root: str, *args: str | bytes | float) -> Any:
-        name = self.name(function)
-        return await self.redis.fcall(name, 1, root, *args)  # type: ignore[arg-type, misc]
+            try:
+                return await self._calls.call(*command)
+            except ResponseError as error:
+                if "Function not found" not in str(error):
+                    raise
+            await self.load()
+            return await self._calls.call(*command)
 
     async def load(self) -> None:
         """Load the library. Raises RedisUnavailableError, also for a server without functions."""

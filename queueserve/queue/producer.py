@@ -20,7 +20,8 @@ from queueserve.errors import (
 )
 from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job, encode, typed
 from queueserve.queue.connection import translated
-from queueserve.queue.functions import CALL_TIMEOUT, Functions
+from queueserve.queue.exchange import CALL_TIMEOUT
+from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys, checked_pool
 
 State: TypeAlias = Literal[

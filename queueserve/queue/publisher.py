@@ -13,6 +13,7 @@ from queueserve.errors import RedisUnavailableError
 from queueserve.protocol import Event, encode_events
 from queueserve.queue.connection import translated
 from queueserve.queue.consumer import Consumer, Finish
+from queueserve.queue.exchange import exchange, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 
@@ -94,13 +95,13 @@ class Publisher:
     async def _send(self) -> None:
         events, self._events = self._events, {}
         finishes = list(self._finishes.values())[:_FINISHES]
+        commands = [
+            pack(("PUBLISH", self._keys.reply(api), encode_events(batch)))
+            for api, batch in events.items()
+        ]
+        commands += [pack(("FCALL", *consumer.finish_args(end))) for consumer, end in finishes]
         with translated():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for api, batch in events.items():
-                    pipe.publish(self._keys.reply(api), encode_events(batch))
-                for consumer, end in finishes:
-                    pipe.execute_command("FCALL", *consumer.finish_args(end))
-                answers = await pipe.execute(raise_on_error=False)
+            answers = await exchange(self._redis, commands)
         await self._settle(finishes, answers[len(events) :])
 
     async def _settle(

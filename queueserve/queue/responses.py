@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 
 from queueserve.errors import InvalidRequestError
 from queueserve.queue.connection import open_blocking_redis, translated
-from queueserve.queue.functions import CALL_TIMEOUT, Functions
+from queueserve.queue.exchange import CALL_TIMEOUT
+from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys, checked_pool
 
 UNENDED: Final = frozenset({"queued", "in_progress"})
