@@ -83,8 +83,10 @@ def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
 
 def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
     from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
+    from workers.engines.llama_cpp_embedding import LlamaCppEmbeddingEngine, embeds  # noqa: PLC0415
 
-    return LlamaCppEngine(
+    made = LlamaCppEmbeddingEngine if embeds(Path(source.path)) else LlamaCppEngine
+    return made(
         source.path,
         slots=options.slots,
         context_length=options.context_length,

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import secrets
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,19 @@ Message: TypeAlias = Progress | Drawn | Ended
 class LlamaServer:
     """One loaded model. Construction takes seconds: call it in a thread.
 
-    Raises EngineError with what to do about it.
+    One that `embeds` gives vectors, and completes nothing. Raises EngineError with what to do
+    about it.
     """
 
     def __init__(
-        self, path: Path, *, slots: int, context: int, threads: int, gpu_layers: int | None
+        self,
+        path: Path,
+        *,
+        slots: int,
+        context: int,
+        threads: int,
+        gpu_layers: int | None,
+        embeds: bool = False,
     ) -> None:
         library = _library()
         self.version: str = library.__version__
@@ -86,7 +95,10 @@ class LlamaServer:
         params.model.path = str(path)
         params.n_parallel = slots
         params.n_ctx = slots * context
-        params.n_batch = params.n_ubatch = max(slots, _batch(library, gpu_layers))
+        params.embedding = embeds
+        # An encoder looks at a whole input at once.
+        step = context if embeds else max(slots, _batch(library, gpu_layers))
+        params.n_batch = params.n_ubatch = step
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
@@ -105,7 +117,7 @@ class LlamaServer:
                 f"{slots} x {context} tokens; llama.cpp's own lines above say which"
             ) from error
         self.address: str = self._server.listening_address
-        self.ends = self._ends()
+        self.ends = frozenset[int]() if embeds else self._ends()
 
     def complete(self, request: dict[str, Any], on_message: Callable[[Message], bool]) -> None:
         """Run one request; `on_message` returns True to cancel it. Blocks until it has ended.
@@ -143,6 +155,19 @@ class LlamaServer:
 
         self.complete(request, on_message)
         return answers[0]
+
+    def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
+        """Return a float32 vector of length 1 for each input. Blocks. Raises as `complete` does."""
+        answer = self._server.handle_embeddings({"input": list(map(list, inputs))})
+        if "error" in answer:
+            raise _error(answer["error"])
+        try:
+            rows = sorted(answer["data"], key=lambda row: row["index"])
+            return [array("f", row["embedding"]) for row in rows]
+        except (LookupError, TypeError) as error:
+            raise EngineError(
+                f"llama.cpp sent vectors in a way that is not known: {error!r}"
+            ) from error
 
     def close(self) -> None:
         """Give the memory back; nothing may run any more."""

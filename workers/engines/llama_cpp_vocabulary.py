@@ -59,7 +59,12 @@ def _sentencepiece_pieces(tokens: Sequence[str], kinds: Sequence[int]) -> list[b
     return [piece(text, kind) for text, kind in zip(tokens, kinds, strict=True)]
 
 
-_READERS = {"gpt2": _byte_level_pieces, "llama": _sentencepiece_pieces}
+# In a GGUF file, WordPiece ("bert") is written as SentencePiece is: words begin with its sign.
+_READERS = {
+    "gpt2": _byte_level_pieces,
+    "llama": _sentencepiece_pieces,
+    "bert": _sentencepiece_pieces,
+}
 
 
 class Vocabulary:

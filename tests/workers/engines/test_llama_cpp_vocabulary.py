@@ -151,9 +151,9 @@ def test_too_many_ways_are_none_and_found_quickly():
     assert vocabulary.held_back(b"\xe5" * 60, 60) == [(0,) * 60]
 
 
-@pytest.mark.parametrize("kind", ["rwkv", "bert", "none"])
+@pytest.mark.parametrize("kind", ["rwkv", "t5", "none"])
 def test_another_kind_of_vocabulary_is_named_in_the_error(kind):
-    with pytest.raises(EngineError, match=rf"kind '{kind}'.*gpt2, llama"):
+    with pytest.raises(EngineError, match=rf"kind '{kind}'.*bert, gpt2, llama"):
         Vocabulary.read(header(kind, [("a", NORMAL)]))
 
 
