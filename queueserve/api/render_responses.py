@@ -24,8 +24,9 @@ from queueserve.api.sse import KEEP_ALIVE
 from queueserve.errors import CancelledJobError, QueueServeError
 from queueserve.protocol import Started
 
-LAST_EVENTS = tuple(
-    b"event: response.%b\n" % status for status in (b"completed", b"incomplete", b"failed")
+LAST_EVENTS = (
+    *(b"event: response.%b\n" % status for status in (b"completed", b"incomplete", b"failed")),
+    b"event: error\n",
 )
 """What the last frame of a stream begins with."""
 _DELTAS = {
@@ -42,7 +43,7 @@ def event_frame(name: str, number: int, **members: Any) -> bytes:
 
 
 def ending_frame(number: int, response: Mapping[str, Any]) -> bytes:
-    """Return the last frame for a Response that has ended, but whose stream has not."""
+    """Return the last frame of a Response that was ended from outside."""
     if response["status"] == "cancelled":  # there is no event for this
         return error_frame(number, CancelledJobError("The response was cancelled."))
     return event_frame(f"response.{response['status']}", number, response=response)

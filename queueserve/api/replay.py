@@ -14,7 +14,7 @@ from queueserve.api.render_responses import LAST_EVENTS, ending_frame, error_fra
 from queueserve.api.sse import EventStream
 from queueserve.api.stored import Responses
 from queueserve.errors import QueueServeError
-from queueserve.queue.responses import UNENDED, ResponseLog
+from queueserve.queue.responses import UNENDED, ResponseLog, StoredResponse
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,19 @@ class ReplayAnswer(Response):
     """
 
     def __init__(
-        self, responses: Responses, tenant: str, response: str, *, after: int, keep_alive: float
+        self,
+        responses: Responses,
+        tenant: str,
+        stored: StoredResponse,
+        *,
+        after: int,
+        keep_alive: float,
     ) -> None:
         super().__init__()
         self._responses = responses
         self._tenant = tenant
-        self._response = response
+        self._response = stored.id
+        self._ended = stored.status not in UNENDED
         self._last = after  # the number of the last event that was sent
         self._keep_alive = keep_alive
 
@@ -63,7 +70,7 @@ class ReplayAnswer(Response):
         await stream.end()
 
     async def _follow(self, events: ResponseLog, stream: EventStream) -> None:
-        ended = False
+        ended = self._ended
         while True:
             found = await events.after(self._last, wait=0.0 if ended else _LOOK)
             if found:

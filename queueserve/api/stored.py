@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from typing import Any
 
 import orjson
 
+from queueserve.api.render_responses import ending_frame
 from queueserve.api.response import failure_of
+from queueserve.api.response_log import output_of
 from queueserve.api.schemas.responses import ITEMS, Item
 from queueserve.errors import (
     InvalidRequestError,
+    QueueFullError,
     QueueServeError,
     RedisUnavailableError,
     ResponseNotFoundError,
@@ -21,6 +25,8 @@ from queueserve.errors import (
 from queueserve.queue.responses import UNENDED, ResponseStore, StoredResponse
 
 log = logging.getLogger(__name__)
+
+_OPENING_LOOK = 0.05  # seconds between looks whether a job is open
 
 MAX_CHAIN = 1_000
 """Responses that one may go on from, all in a row."""
@@ -57,12 +63,6 @@ class Frame:
         )
 
 
-def ended(response: dict[str, Any], status: str, error: QueueServeError | None) -> dict[str, str]:
-    """Return the fields of a stored Response that has ended in another way than it should."""
-    told = response | {"status": status, "error": error and failure_of(error)}
-    return {"status": status, "response": orjson.dumps(told).decode()}
-
-
 class Responses:
     """The Responses of all tenants. Every method raises RedisUnavailableError."""
 
@@ -81,10 +81,35 @@ class Responses:
         stored = await self.store.get(owner, response)
         if stored and stored.status in UNENDED and not await self.store.has_owner(stored):
             gone = WorkerLostError("The API server that ran this response has gone.")
-            fields = ended(orjson.loads(stored.response), "failed", gone)
-            await self.store.write(owner, response, fields=fields)
+            await self.end(owner, stored, "failed", gone)
             stored = await self.store.get(owner, response)  # it may have ended at this moment
         return stored
+
+    async def opened(self, owner: str, response: str) -> StoredResponse | None:
+        """Return a Response once its job is open; None if there is none, or it was not opened."""
+        while True:
+            stored = await self.find(owner, response)
+            if stored is None or not stored.is_opening:
+                return stored
+            await asyncio.sleep(_OPENING_LOOK)
+
+    async def end(
+        self, owner: str, stored: StoredResponse, status: str, error: QueueServeError | None = None
+    ) -> None:
+        """End a Response that runs elsewhere, with what its log holds of the output so far.
+
+        One that has ended by itself at this moment is left as it is.
+        """
+        response = orjson.loads(stored.response)
+        response |= {"status": status, "error": error and failure_of(error)}
+        written = False
+        while not written:
+            events = await self.store.events(owner, stored.id)
+            response["output"] = output_of(events.frames)
+            fields = {"status": status, "response": orjson.dumps(response).decode()}
+            last = events.last + 1
+            frame = ending_frame(last, response)
+            written = await self.store.end(owner, stored.id, last, frame, fields)
 
     async def earlier(self, owner: str, previous: str | None) -> Earlier:
         """Return what a response that goes on from `previous` builds on.
@@ -120,7 +145,7 @@ class Responses:
         """Store a Response that has ended; False, and a log entry, if that is not possible."""
         try:
             await self.store.create(owner, stored)
-        except (RedisUnavailableError, InvalidRequestError) as error:
+        except (RedisUnavailableError, InvalidRequestError, QueueFullError) as error:
             log.warning("response %s could not be stored: %s", stored.id, error.message)
             return False
         return True

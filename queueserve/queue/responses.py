@@ -14,7 +14,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from queueserve.errors import InvalidRequestError
+from queueserve.errors import InvalidRequestError, QueueFullError
 from queueserve.queue.connection import open_blocking_redis, translated
 from queueserve.queue.exchange import CALL_TIMEOUT
 from queueserve.queue.functions import Functions
@@ -22,6 +22,7 @@ from queueserve.queue.keys import Keys, checked_pool
 
 UNENDED: Final = frozenset({"queued", "in_progress"})
 _READ = 500  # events at once
+_SOON = 5.0  # seconds; what runs has then perhaps ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,11 @@ class StoredResponse:
     def background(self) -> bool:
         """Whether it was made to go on without a reader."""
         return bool(self.job)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether its job is being opened; if that fails, there never was such a response."""
+        return self.background and not self.api and self.status in UNENDED
 
 
 def _fields(stored: StoredResponse) -> dict[str, str]:
@@ -80,7 +86,7 @@ class ResponseStore:
     """The stored responses. Every method raises RedisUnavailableError.
 
     `ttl` is in seconds, renewed with every write; `limit` bounds the bytes of all responses: past
-    it, the tenant that has the most loses its oldest ones.
+    it, the tenant that has the most loses its oldest ones. One that runs stays, and grows.
     """
 
     def __init__(
@@ -95,7 +101,10 @@ class ResponseStore:
         self._limit = limit
 
     async def create(self, tenant: str, stored: StoredResponse) -> bool:
-        """Store a new response; False if there is one of this id. Raises InvalidRequestError."""
+        """Store a new response; False if there is one of this id.
+
+        Raises InvalidRequestError if it can never fit, QueueFullError if it cannot now.
+        """
         answer = await self._call(
             "new", tenant, stored.id, self._ttl_ms, self._limit, *_flat(_fields(stored))
         )
@@ -104,6 +113,11 @@ class ResponseStore:
                 f"This is too large to be stored: all stored responses together may have "
                 f"{self._limit} bytes. Send store: false.",
                 param="store",
+            )
+        if answer == b"full":
+            raise QueueFullError(
+                "The responses that run in the background take all the room for stored ones.",
+                retry_after=_SOON,
             )
         return bool(answer == b"created")
 
@@ -128,6 +142,26 @@ class ResponseStore:
             *_flat(fields or {}),
         )
         return bool(answer == b"written")
+
+    async def end(
+        self, tenant: str, response: str, last: int, frame: bytes, fields: Mapping[str, str]
+    ) -> bool:
+        """End a response, in place of its owner, with the event `frame`, whose number is `last`.
+
+        False if there are events by now that come after it. One that has ended is left as it is.
+        """
+        answer = await self._call(
+            "end", *(tenant, response, self._ttl_ms, self._limit, last, 1, frame), *_flat(fields)
+        )
+        return bool(answer != b"behind")
+
+    async def events(self, tenant: str, response: str) -> Events:
+        """Return all events of a response's log so far; the number of the last is -1 for none."""
+        log = ResponseLog(self._redis, self._stored.events(tenant, response))
+        frames: tuple[bytes, ...] = ()
+        while found := await log.after(len(frames) - 1):
+            frames += found.frames
+        return Events(frames, len(frames) - 1)
 
     async def get(self, tenant: str, response: str) -> StoredResponse | None:
         """Return a response of the tenant, None if there is none of this id."""
@@ -192,17 +226,17 @@ class ResponseLog:
         self._redis = redis
         self._key = key
 
-    async def after(self, number: int, *, wait: float) -> Events | None:
+    async def after(self, number: int, *, wait: float = 0.0) -> Events | None:
         """Return events after `number` (-1: from the first on); None if none came within `wait`.
 
-        Raises RedisUnavailableError.
+        `wait` is in seconds. Raises RedisUnavailableError.
         """
         with translated():
             async with asyncio.timeout(wait + CALL_TIMEOUT):
                 answer = await self._redis.xread(
                     {self._key: f"{number}-1" if number >= 0 else "0-0"},
                     count=_READ,
-                    block=max(1, int(wait * 1000)),
+                    block=int(wait * 1000) or None,
                 )
         if not answer:
             return None

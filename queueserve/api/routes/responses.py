@@ -122,11 +122,9 @@ async def _background(  # noqa: PLR0917 - what a response is made of
     """Begin a response that goes on by itself, and show it or its stream."""
     end_by = int(time.time() + job.queue_timeout + job.timeout + _MARGIN)
     stored = frame.around(answer.response("queued"), pool=job.pool, job=job.id, end_by=end_by)
-    if not await services.background.start(Work(frame.owner, stored, job, answer)):
-        retried = await _retried(body, frame.owner, identity, services)
-        if retried is None:  # its job could not be opened
-            raise IdempotencyConflictError("The first request with this Idempotency-Key failed.")
-        return retried
+    while not await services.background.start(Work(frame.owner, stored, job, answer)):
+        if retried := await _retried(body, frame.owner, identity, services):
+            return retried  # else the job of the one before could not be opened
     return shown(stored, frame.owner, services, after=-1 if body.stream else None)
 
 
@@ -136,7 +134,7 @@ async def _retried(
     """Return what an earlier request with the same Idempotency-Key has begun."""
     if not identity.digest:
         return None
-    stored = await services.responses.find(owner, identity.reply_id)
+    stored = await services.responses.opened(owner, identity.reply_id)
     if stored is None:
         return None
     if stored.digest != identity.digest:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from queueserve.api.jobs import DEFAULT_TENANT
 from queueserve.api.replay import ReplayAnswer
 from queueserve.api.requests import Services, ServicesOf
-from queueserve.api.stored import ended, page
+from queueserve.api.stored import page
 from queueserve.errors import InvalidRequestError
 from queueserve.queue.responses import UNENDED, StoredResponse
 
@@ -31,7 +31,7 @@ def shown(stored: StoredResponse, owner: str, services: Services, *, after: int 
     if after is None:
         return Response(stored.response, media_type="application/json")
     silence = services.settings.keep_alive
-    return ReplayAnswer(services.responses, owner, stored.id, after=after, keep_alive=silence)
+    return ReplayAnswer(services.responses, owner, stored, after=after, keep_alive=silence)
 
 
 @router.get("", response_class=Response)
@@ -77,9 +77,8 @@ async def cancel_response(response_id: str, request: Request, services: Services
     if not stored.background:
         raise InvalidRequestError("Only a response with background: true can be cancelled.")
     if stored.status in UNENDED:
-        fields = ended(orjson.loads(stored.response), "cancelled", None)
-        if await services.responses.store.write(owner, response_id, fields=fields):
-            await services.owner.stop(stored.pool, stored.job)
+        await services.responses.end(owner, stored, "cancelled")
+        await services.owner.stop(stored.pool, stored.job)
         stored = await services.responses.get(owner, response_id)
     return shown(stored, owner, services, after=None)
 

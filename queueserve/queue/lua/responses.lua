@@ -1,5 +1,5 @@
 -- Stored responses, under a root of their own, `qs:{stored}`. Together they take a bounded number of
--- bytes: past it, the tenant that has the most loses its oldest ones.
+-- bytes: past it, the tenant that has the most loses its oldest ones, but never one that still runs.
 --
 --   response:T:R  HASH    response R of tenant T: status, next (event), logged (bytes of events), …
 --   events:T:R    STREAM  "<sequence number>-1" -> frame
@@ -48,9 +48,9 @@ local function tenants_of(root)
   return tenants
 end
 
-local function biggest(root)
+local function biggest(tenants)
   local most, found = 0, nil
-  for tenant, bytes in pairs(tenants_of(root)) do
+  for tenant, bytes in pairs(tenants) do
     if bytes > most then
       most, found = bytes, tenant
     end
@@ -58,24 +58,49 @@ local function biggest(root)
   return found
 end
 
-local function make_room(root, limit, time)
-  local function over()
-    return tonumber(redis.call('HGET', key(root, 'bytes'), '*') or 0) > limit
+local function runs(root, tenant, id, time)
+  local fields = redis.call('HMGET', of_response(root, 'response', tenant, id), 'status', 'end_by')
+  return UNENDED[fields[1]] and tonumber(fields[2] or 0) * 1000000 > time
+end
+
+-- The responses that must go for `excess` bytes, but not the one of the record `but`; and whether
+-- they are enough.
+local function to_evict(root, excess, time, but)
+  local tenants, ranks, found = tenants_of(root), {}, {}
+  local tenant = biggest(tenants)
+  while excess > 0 and tenant do
+    local rank = ranks[tenant] or 0
+    local id = redis.call('ZRANGE', key(root, 'index', tenant), rank, rank)[1]
+    ranks[tenant] = rank + 1
+    if not id then
+      tenants[tenant] = nil
+    elseif of_response(root, 'response', tenant, id) ~= but and not runs(root, tenant, id, time) then
+      local size = tonumber(redis.call('HGET', key(root, 'sizes', tenant), id) or 0)
+      excess, tenants[tenant] = excess - size, tenants[tenant] - size
+      found[#found + 1] = { tenant, id }
+    end
+    tenant = biggest(tenants)
   end
-  if not over() then
-    return
+  return found, excess <= 0
+end
+
+-- Evict what must go for the response of the record `for_`; unless `grows`, nothing goes if that
+-- were not enough. Returns whether it is.
+local function make_room(root, limit, time, for_, grows)
+  local function excess()
+    return tonumber(redis.call('HGET', key(root, 'bytes'), '*') or 0) - limit
+  end
+  if excess() <= 0 then
+    return true
   end
   for tenant in pairs(tenants_of(root)) do
     sweep(root, tenant, time)
   end
-  while over() do
-    local tenant = biggest(root)
-    local oldest = tenant and redis.call('ZRANGE', key(root, 'index', tenant), 0, 0)[1]
-    if not oldest then
-      return
-    end
-    forget_response(root, tenant, oldest)
+  local found, enough = to_evict(root, excess(), time, for_)
+  for _, one in ipairs((enough or grows) and found or {}) do
+    forget_response(root, one[1], one[2])
   end
+  return enough
 end
 
 local function recount(root, tenant, id, ttl)
@@ -101,7 +126,7 @@ end
 
 -- qs_response_new: store a response that is not there yet.
 --   KEYS root    ARGV tenant, id, ttl_ms, limit (bytes), name, value, …
---   returns created | exists | too_large
+--   returns created | exists | too_large | full (of responses that run)
 local function response_new(keys, args)
   local root, tenant, id = keys[1], args[1], args[2]
   local ttl, limit = tonumber(args[3]), tonumber(args[4])
@@ -116,7 +141,10 @@ local function response_new(keys, args)
     return 'too_large'
   end
   redis.call('HSET', record, unpack(args, 5))
-  make_room(root, limit, recount(root, tenant, id, ttl))
+  if not make_room(root, limit, recount(root, tenant, id, ttl), record, false) then
+    forget_response(root, tenant, id)
+    return 'full'
+  end
   return 'created'
 end
 
@@ -145,8 +173,19 @@ local function response_write(keys, args)
   if #args > 6 + count then
     redis.call('HSET', record, unpack(args, 7 + count))
   end
-  make_room(root, limit, recount(root, tenant, id, ttl))
-  return redis.call('EXISTS', record) == 1 and 'written' or 'gone'
+  make_room(root, limit, recount(root, tenant, id, ttl), record, true)
+  return 'written'
+end
+
+-- qs_response_end: end a response in another way than its owner does, with its last event.
+--   KEYS root    ARGV as for qs_response_write
+--   returns written | gone | behind (there are events that the caller does not know)
+local function response_end(keys, args)
+  local record = of_response(keys[1], 'response', args[1], args[2])
+  if tonumber(redis.call('HGET', record, 'next') or 0) > tonumber(args[5]) then
+    return 'behind'
+  end
+  return response_write(keys, args)
 end
 
 -- qs_response_touch: responses that a conversation still needs live as long as its newest.

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from queueserve.api.render_responses import ResponseEvents
 from queueserve.api.response import Answer, WholeResponse
+from queueserve.api.response_log import output_of
 from queueserve.errors import QueueFullError, WorkerLostError
 
 EVENT = TypeAdapter(ResponseStreamEvent)
@@ -83,6 +84,16 @@ def test_any_stream_has_its_events_in_order_and_says_what_one_piece_says(made):
     assert last["response"] | {"completed_at": 0} == response | {"completed_at": 0}
     assert grammar(middle) == response["output"]
     Response.model_validate(response, strict=True)
+
+
+@given(batches())
+def test_a_log_tells_the_output_at_every_moment(made):
+    made, _ = made
+    answer = Answer(HEAD, parser())
+    rendered, log = ResponseEvents(answer), []
+    for batch in made:
+        log += rendered.frames(batch)
+        assert output_of(log) == answer.response()["output"]
 
 
 @given(batches())

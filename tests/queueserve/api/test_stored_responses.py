@@ -154,9 +154,14 @@ async def test_a_background_response_is_cancelled(slow, redis, until):
     cancelled = await slow.cancel(id_)
     Response.model_validate_json(cancelled.to_json(), strict=True)
     assert cancelled.status == "cancelled"
-    assert (await slow.cancel(id_)).status == "cancelled"
-    last = (await collected(stream))[-1]
-    assert (last.type, last.code) == ("error", "cancelled")
+    assert (await slow.cancel(id_)).to_dict() == cancelled.to_dict()
+    events += await collected(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert (events[-1].type, events[-1].code) == ("error", "cancelled")
+    said = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert said
+    assert cancelled.output_text == said
+    assert cancelled.output[0].status == "incomplete"
     (job,) = await redis.keys("qs:{m}:job:*")
     await until(lambda: _is(redis, job, b"cancelled"))
     assert (await slow.retrieve(id_)).status == "cancelled"
@@ -184,6 +189,19 @@ async def test_a_background_response_that_is_deleted_stops(slow, redis, until):
     await until(lambda: _is(redis, job, b"cancelled"))
     with pytest.raises(openai.NotFoundError):
         await slow.retrieve(made.id)
+
+
+async def _longer(redis, log, length):
+    return await redis.xlen(log) > length
+
+
+async def test_the_stream_of_what_was_cancelled_ends_at_once(slow, monkeypatch):
+    monkeypatch.setattr("queueserve.api.replay._LOOK", 1e6)
+    made = await slow.create(input="Hello", background=True, **LONG)
+    await slow.cancel(made.id)
+    for after in ({}, {"starting_after": 1000}):
+        events = await collected(await slow.retrieve(made.id, stream=True, **after))
+        assert (events[-1].type, events[-1].code) == ("error", "cancelled")
 
 
 async def _is(redis, job, state):
@@ -257,6 +275,50 @@ async def test_a_background_response_whose_job_cannot_be_opened_is_not_kept(
     assert not await redis.keys("*stored*response:*")
 
 
+async def test_a_retry_waits_until_the_first_request_has_its_job(slow, redis, until, monkeypatch):
+    going, open_ = asyncio.Event(), Owner.open
+
+    async def full(*_):
+        await going.wait()
+        monkeypatch.setattr(Owner, "open", open_)
+        raise QueueServeError("No job is opened.")
+
+    monkeypatch.setattr(Owner, "open", full)
+    options = GREEDY | {"max_output_tokens": 5, "background": True}
+    options["extra_headers"] = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(slow.create(input="Hello", **options))
+    await until(lambda: redis.keys("*stored*response:*"))
+    retry = asyncio.create_task(slow.create(input="Hello", **options))
+    done, _ = await asyncio.wait([retry], timeout=0.3)
+    assert not done  # or it would tell of a response that may never be
+    going.set()
+    with pytest.raises(openai.InternalServerError):
+        await first
+    assert (await ended(slow, (await retry).id)).status == "incomplete"
+
+
+async def test_no_room_beside_what_runs_is_a_429(serve, worker, redis_url):
+    await worker(tick=0.02)
+    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, max_response_bytes=12_000)
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0
+    ) as client:
+        made = []
+
+        async def fill():
+            for _ in range(10):
+                one = await client.responses.create(input="x" * 900, background=True, **LONG)
+                made.append(one.id)
+
+        with pytest.raises(openai.RateLimitError) as caught:
+            await fill()
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        kept = await client.responses.create(input="x" * 900, max_output_tokens=2, **GREEDY)
+        assert kept.to_dict()["store"] is False
+        for id_ in made:
+            assert (await client.responses.cancel(id_)).status == "cancelled"
+
+
 async def test_a_server_that_stops_fails_its_background_responses(serve, worker, redis_url, api):
     await worker(tick=0.05)
     server = await serve(redis_url=redis_url, shutdown_grace=0.1, heartbeat_timeout=2.0)
@@ -271,11 +333,14 @@ async def test_a_server_that_stops_fails_its_background_responses(serve, worker,
 async def test_a_background_response_without_an_owner_is_failed(slow, redis, keys, until):
     """The owner's registration is gone, as after a kill: what it wrote last must not stay."""
     made = await slow.create(input="Hello", background=True, **LONG)
+    log = keys.stored.events("default", made.id)
+    await until(lambda: _longer(redis, log, 8))
     record = keys.stored.response("default", made.id)
     await redis.hset(record, "api", "a-server-that-died")
     failed = await slow.retrieve(made.id)
     assert (failed.status, failed.error.code) == ("failed", "server_error")
     assert "gone" in failed.error.message
+    assert failed.output_text
     events = await collected(await slow.retrieve(made.id, stream=True))
     assert events[-1].type == "response.failed"
     assert events[-1].sequence_number == len(events) - 1

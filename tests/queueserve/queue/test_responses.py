@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from queueserve.errors import InvalidRequestError
-from queueserve.queue.responses import ResponseStore, StoredResponse
+from queueserve.errors import InvalidRequestError, QueueFullError
+from queueserve.queue.responses import Events, ResponseStore, StoredResponse
 
 LIMIT = 10_000
 
@@ -100,6 +100,71 @@ async def test_touched_responses_go_last(store):
     await store.touch("t", ["a", "not_there"])
     await store.create("t", response("c", input="x" * 4000))
     assert [bool(one) for one in await store.get_all("t", ["a", "b", "c"])] == [True, False, True]
+
+
+async def running(store, redis, tenant, id_, **fields):
+    seconds, _ = await redis.time()
+    made = response(id_, status="in_progress", job="j", end_by=seconds + 60, **fields)
+    await store.create(tenant, made)
+
+
+async def test_what_runs_is_never_evicted_and_what_has_no_room_beside_it_is_refused(store, redis):
+    await store.create("small", response("done", input="x" * 1000))
+    for number in range(2):
+        await running(store, redis, "big", f"r{number}", input="x" * 4000)
+    with pytest.raises(QueueFullError):
+        await running(store, redis, "other", "new", input="x" * 4000)
+    assert await store.get("small", "done")  # nothing was lost for what found no room
+    await running(store, redis, "other", "fits", input="x" * 1000)
+    found = [*await store.get_all("big", ["r0", "r1"]), await store.get("other", "fits")]
+    assert all(found)
+    assert await store.get("small", "done") is None
+    assert await store.write("big", "r0", fields={"status": "completed"})
+    await store.create("other", response("later", input="x" * 4000))
+    assert await store.get("big", "r0") is None
+    assert await store.get("big", "r1")
+
+
+async def test_what_runs_may_grow_beyond_the_limit(store, redis):
+    await store.create("t", response("done"))
+    await running(store, redis, "t", "runs")
+    assert await store.write("t", "runs", frames=[b"x" * LIMIT])
+    assert await store.write("t", "runs", first=1, frames=[b"x"], fields={"status": "completed"})
+    assert await store.get("t", "done") is None
+    assert await store.get("t", "runs")
+    await store.create("t", response("next"))
+    assert await store.get("t", "runs") is None
+
+
+async def test_what_should_have_ended_long_ago_is_evicted_like_any_other(store, redis):
+    seconds, _ = await redis.time()
+    lost = response("lost", status="queued", end_by=seconds - 1, input="x" * 6000)
+    await store.create("t", lost)
+    await store.create("t", response("new", input="x" * 6000))
+    assert await store.get("t", "lost") is None
+
+
+async def test_it_is_ended_from_outside_by_who_knows_all_its_events(store):
+    await store.create("t", response(status="in_progress"))
+    await store.write("t", "resp_1", frames=[b"a", b"b"])
+    fields = {"status": "cancelled"}
+    assert not await store.end("t", "resp_1", 1, b"end", fields)
+    assert (await store.get("t", "resp_1")).status == "in_progress"
+    assert await store.events("t", "resp_1") == Events((b"a", b"b"), 1)
+    assert await store.end("t", "resp_1", 2, b"end", fields)
+    assert (await store.get("t", "resp_1")).status == "cancelled"
+    assert await store.events("t", "resp_1") == Events((b"a", b"b", b"end"), 2)
+    assert await store.end("t", "resp_1", 3, b"again", {"status": "failed"})
+    assert (await store.get("t", "resp_1")).status == "cancelled"
+    assert await store.end("t", "not_there", 0, b"end", fields)
+    assert await store.get("t", "not_there") is None
+
+
+async def test_a_long_log_is_read_to_its_end(store):
+    await store.create("t", response(status="in_progress"))
+    frames = tuple(b"%d" % number for number in range(1200))
+    await store.write("t", "resp_1", frames=frames)
+    assert await store.events("t", "resp_1") == Events(frames, 1199)
 
 
 async def test_what_can_never_fit_is_refused(store):
