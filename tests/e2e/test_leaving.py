@@ -58,6 +58,6 @@ def test_an_api_server_that_is_killed_leaves_no_jobs(cluster, until, api):
         "POST", f"{url}/v1/chat/completions", json=ENDLESS | {"stream": True}
     ) as answer:
         next(answer.iter_lines())
-        assert cluster.running()
+        until(cluster.running, "the running job")
         os.kill(process.pid, signal.SIGKILL)
         until(lambda: not cluster.running(), "the end of the orphan")
