@@ -150,7 +150,7 @@ class Owner:
         self._open[job.id] = stream
         self._abandoned.pop(job.id, None)  # a cancel from before would let go of this reader
         try:
-            standing = await self._submit(session, job)
+            standing = await self._submit(session, stream)
             stream.position = standing.position
             await self._attend(stream, _after_submit(stream, standing))
         except RedisUnavailableError:
@@ -178,13 +178,20 @@ class Owner:
     async def _submit(
         self,
         session: _Session,
-        job: Job,
+        stream: JobStream,
         resume: Continuation | None = None,
         *,
         known: bool = False,
     ) -> Standing:
-        sent = lease_clock()
-        submit = partial(self._producer.submit, job, session.api, resume=resume, known=known)
+        sent, job = lease_clock(), stream.job
+        submit = partial(
+            self._producer.submit,
+            job,
+            session.api,
+            reader=stream.reader,
+            resume=resume,
+            known=known,
+        )
         try:
             standing = await submit(new_api=job.pool not in session.confirmed)
         except ServerExpiredError:
@@ -253,9 +260,7 @@ class Owner:
                 if reader not in (None, self.api):  # to submit would take it back
                     stream.fail(CancelledJobError(_TAKEN_OVER))
                     return
-            standing = await self._submit(
-                self._session, stream.job, stream.continuation, known=True
-            )
+            standing = await self._submit(self._session, stream, stream.continuation, known=True)
         except RedisUnavailableError:
             return
         except QueueServeError as error:
@@ -296,7 +301,7 @@ class Owner:
         try:
             # What never arrived must not be barred: a retry will bring it.
             if not stream.job.grace or await self._producer.reader(stream.job):
-                await self._producer.cancel(stream.job, self.api)
+                await self._producer.cancel(stream.job, self.api, stream.reader)
             self._abandoned.pop(stream.job.id, None)
         except RedisUnavailableError:
             until = time.monotonic() + stream.job.timeout

@@ -148,14 +148,15 @@ class Producer:
         api: str,
         *,
         new_api: bool,
+        reader: str = "",
         resume: Continuation | None = None,
         known: bool = False,
     ) -> Standing:
         """Queue the job, or become the reader of one that is there. Safe to call again.
 
-        `new_api`: it is `api`'s first call for the pool. `known`: the job was acknowledged before,
-        so no bound refuses it. Raises QueueFullError, IdempotencyConflictError, ServerExpiredError,
-        RedisUnavailableError.
+        `new_api`: it is `api`'s first call for the pool. `reader`: which of the API server's it is.
+        `known`: the job was acknowledged before, so no bound refuses it. Raises QueueFullError,
+        IdempotencyConflictError, ServerExpiredError, RedisUnavailableError.
         """
         body, light = encode(job), job.kind in LIGHT_KINDS
         answer = await self._functions.call(
@@ -180,6 +181,7 @@ class Producer:
             encode(resume) if resume else b"",
             int(known),
             int(light),
+            reader,
         )
         match answer[0]:
             case b"full":
@@ -251,15 +253,18 @@ class Producer:
         position = min(waiting) + 1
         return Place(position, position / float(rate) if rate else None)
 
-    async def cancel(self, job: Job, api: str) -> str:
-        """Stop the job, wherever it is; with a grace time, only let go of it. Returns its state."""
+    async def cancel(self, job: Job, api: str, reader: str = "") -> str:
+        """Stop the job, wherever it is; with a grace time, only let go of it. Returns its state.
+
+        A job that another reader has taken over is left alone.
+        """
         root = self._keys.pool(job.pool).root
-        state: bytes = await self._functions.call("cancel", root, job.id, api)
+        state: bytes = await self._functions.call("cancel", root, job.id, api, reader)
         return state.decode()
 
     async def stop(self, pool: str, job: str) -> None:
         """Stop a job, whichever API server reads it: that one is told."""
-        await self._functions.call("cancel", self._keys.pool(checked_pool(pool)).root, job, "")
+        await self._functions.call("cancel", self._keys.pool(checked_pool(pool)).root, job, "", "")
 
     async def resync(self, job: Job, api: str, worker: str, seq: int) -> None:
         """Ask the worker to publish the job's events again, from output token `seq` on."""

@@ -64,7 +64,7 @@ def jittered(wait: float) -> float:
 async def declare_dead(redis: Redis, keys: Keys, process: str, *, heartbeat_timeout: float) -> int:
     """Reap at once the workers of a process that is known to have ended.
 
-    `process` is what its worker ids start with (`host-pid`). Returns how many there were.
+    `process` is `host-pid`: its workers' ids are that and a suffix. Returns how many there were.
     """
     functions = Functions(redis)
     reaper = Reaper(functions, keys, heartbeat_timeout=heartbeat_timeout)
@@ -74,7 +74,7 @@ async def declare_dead(redis: Redis, keys: Keys, process: str, *, heartbeat_time
         for pool in pools:
             for worker in await redis.zrange(keys.pool(pool).alive, 0, -1):
                 name = worker.decode(errors="replace")
-                if name.startswith(f"{process}-"):
+                if name.rpartition("-")[0] == process:  # a host may be called like host and pid
                     await reaper.reap(pool, dead=name)
                     found += 1
     return found

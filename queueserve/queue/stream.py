@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -34,6 +35,7 @@ class Need(Enum):
     PROOF = auto()  # somebody claims a newer epoch: Redis must say who runs the job
 
 
+_READERS = itertools.count(1)
 _UNPROVEN = 256  # events kept while Redis is asked; what is lost then is asked for
 
 
@@ -43,12 +45,14 @@ class JobStream:
     Iteration raises the job's QueueServeError if it fails. `aclose` cancels a job that has not
     ended.
 
-    `epoch` and `worker` are Redis's word, never an event's own: what carries another epoch, or says
-    that another worker has started, is not taken in.
+    `reader` tells it from other streams of this process. `epoch` and `worker` are Redis's word,
+    never an event's own: what carries another epoch, or says that another worker has started, is
+    not taken in.
     """
 
     def __init__(self, job: Job, close: Callable[[JobStream], Awaitable[None]]) -> None:
         self.job = job
+        self.reader = str(next(_READERS))
         self.epoch = 0
         self.parked = 0  # the epoch under which an orphan waits to be resumed
         self.worker = ""

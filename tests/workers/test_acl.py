@@ -113,7 +113,7 @@ async def by_hand(server) -> None:
         await announce(worker, KEYS, [CARD])
         said = (*("j", "a", 2_000_000, 1, b"{}", "d", 8, "t", 1, 1, 60_000_000, 60_000_000, 0, 3),)
         functions, theirs = Functions(api), Functions(worker)
-        await functions.call("submit", "qs:{m}", *said, 9, 9, "", 0)
+        await functions.call("submit", "qs:{m}", *said, 9, 9, "", 0, 0, "1")
         for n in range(3):
             consumer = Consumer(theirs, KEYS, "m", f"w{n}", heartbeat_timeout=2.0)
             await consumer.register(slots=2, speed=1.0, about={"host": "h"})
@@ -121,9 +121,9 @@ async def by_hand(server) -> None:
             await functions.call("reap", "qs:{m}", 2_000_000, "a", f"w{n}")
             epoch = server.admin.hget("qs:{m}:job:j", "epoch")
             await functions.call("resume", "qs:{m}", "j", epoch, "a", "{}", 60_000_000)
-        await functions.call("cancel", "qs:{m}", "never seen", "")
+        await functions.call("cancel", "qs:{m}", "never seen", "", "")
         brief = ("k", "b", 1000, 1, *said[4:])  # an API server that expires after a millisecond
-        await functions.call("submit", "qs:{m}", *brief, 9, 9, "", 0)
+        await functions.call("submit", "qs:{m}", *brief, 9, 9, "", 0, 0, "1")
         await asyncio.sleep(0.01)
         await theirs.call("reap", "qs:{m}", 2_000_000, "", "")
         for redis in (api, worker):

@@ -51,6 +51,46 @@ async def test_a_cancel_that_redis_did_not_hear_does_not_end_the_retry(house, re
     assert len((await read(await plane.owner.open(job)))[1]) == 400
 
 
+async def test_a_cancel_that_arrives_after_the_retry_does_not_end_it(house, read):
+    await house.worker()
+    plane = await house.plane()
+    job = house.job(grace=1.0, sampling={"max_tokens": 400})  # it runs for longer than its grace
+    first = await plane.owner.open(job)
+    await anext(first)
+    plain, retried, answers = plane.owner._producer.cancel, asyncio.Event(), []
+
+    async def late(*args) -> str:
+        await retried.wait()
+        answers.append(await plain(*args))
+        return answers[0]
+
+    plane.owner._producer.cancel = late
+    await first.aclose()
+    await asyncio.sleep(0.05)  # it is on its way
+    retry = await plane.owner.open(job)
+    retried.set()
+    assert len((await read(retry))[1]) == 400
+    assert answers == ["moved"]
+
+
+async def test_a_retry_of_a_run_that_is_being_stopped_runs_anew(house, read):
+    """The grace time is over and the worker was told, but has not said yet that it has stopped."""
+    worker, _ = await house.worker()
+    plane = await house.plane()
+    job = house.job(grace=0.2, sampling={"max_tokens": 400})
+    first = await plane.owner.open(job)
+    await anext(first)
+    stop, soon = worker.runner.cancel, asyncio.get_running_loop().call_later
+    worker.runner.cancel = lambda *args: soon(0.3, stop, *args)  # it is busy
+    await first.aclose()
+
+    async def asked() -> bool:
+        return await house.redis.hexists(f"qs:{{m}}:job:{job.id}", "cancel")
+
+    await house.until(asked, equal=True)
+    assert len((await read(await plane.owner.open(job)))[1]) == 400
+
+
 async def test_a_submit_that_never_arrived_can_be_retried(house, read):
     await house.worker()
     plane = await house.plane()

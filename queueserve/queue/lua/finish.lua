@@ -46,13 +46,13 @@ local function finish(keys, args)
 end
 
 -- qs_cancel: the reader does not want the job any more.
---   KEYS root    ARGV id, api ('' for an operator)
+--   KEYS root    ARGV id, api ('' for an operator), reader ('' for whichever reads it there)
 --   returns the state after: cancelled, running (the worker was asked), detached (waits its grace time for
---   another reader), moved (another API server reads it), or the final state it had
+--   another reader), moved (somebody else reads it: this came late), or the final state it had
 local function cancel(keys, args)
   local root, id, time = keys[1], args[1], now()
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'state', 'api', 'grace_us', 'worker', 'epoch')
+  local fields = redis.call('HMGET', job, 'state', 'api', 'grace_us', 'worker', 'epoch', 'reader')
   if not fields[1] then -- not seen yet: what comes later finds this tombstone
     redis.call('HSET', job, 'state', 'cancelled', 'result', '')
     redis.call('PEXPIRE', job, RESULT_MS)
@@ -61,7 +61,8 @@ local function cancel(keys, args)
   if FINAL[fields[1]] then
     return fields[1]
   end
-  if args[2] ~= '' and fields[2] ~= args[2] then
+  local reader = args[3] or ''
+  if args[2] ~= '' and (fields[2] ~= args[2] or reader ~= '' and fields[6] ~= reader) then
     return 'moved'
   end
   if args[2] ~= '' and tonumber(fields[3]) > 0 then

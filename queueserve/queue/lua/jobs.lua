@@ -20,9 +20,13 @@ local function failure(code, message)
   return '{"error":' .. cjson.encode({ code = code, message = message }) .. '}'
 end
 
+local function result_of_stopped(why)
+  return why == 'expired' and failure('request_timeout', TIME_OVER) or ''
+end
+
 -- The end of a job that was asked to stop. `why`: cancelled, or expired at its total deadline.
 local function end_stopped(root, id, why)
-  end_job(root, id, why, why == 'expired' and failure('request_timeout', TIME_OVER) or '')
+  end_job(root, id, why, result_of_stopped(why))
 end
 
 local function fail_job(root, id, state, code, message)

@@ -3,8 +3,9 @@
 --   KEYS root
 --   ARGV id, api, api_timeout_us, api_is_new (0|1), body, digest, class, tenant, weight, cost,
 --        wait_us, total_us, grace_us, max_attempts, max_queue, max_tenant_queue, resume ('' or JSON), known (0|1),
---        light (0|1)
+--        light (0|1), reader
 --   `known`: the job was acknowledged before, so no bound may refuse it
+--   `reader`: one of the API server's; a later one takes the job over, and `cancel` names it
 --   `light`: it takes milliseconds and no step of the engine, so it needs no slot
 --   returns { verdict, state, epoch, worker, position, result }
 --     verdict: new | exists | full | conflict | gone (the API server has expired)
@@ -42,16 +43,21 @@ local function note_reader(root, api, id)
   redis.call('PEXPIRE', open, DAY_MS)
 end
 
-local function attach(root, id, api, digest, time)
+local function attach(root, id, api, reader, digest, time)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'digest', 'api', 'state')
+  local fields = redis.call('HMGET', job, 'digest', 'api', 'state', 'cancel')
   if fields[1] and fields[1] ~= digest then
     return standing(root, id, 'conflict')
+  end
+  if fields[4] then -- its worker was asked to stop: nothing more will come of this run
+    local found = standing(root, id, 'exists')
+    found[2], found[6] = fields[4], result_of_stopped(fields[4])
+    return found
   end
   if fields[2] and not FINAL[fields[3]] then
     redis.pcall('SREM', key(root, 'by_api', fields[2]), id)
     note_reader(root, api, id)
-    redis.call('HSET', job, 'api', api)
+    redis.call('HSET', job, 'api', api, 'reader', reader)
     if redis.call('HDEL', job, 'detached') == 1 then
       redis.call('ZADD', key(root, 'due'), time, id) -- the reaper works out anew when it is due
     end
@@ -77,7 +83,7 @@ local function submit(keys, args)
     return { 'gone', '', 0, '', 0, '' }
   end
   if redis.call('EXISTS', key(root, 'job', id)) == 1 then
-    return attach(root, id, api, args[6], time)
+    return attach(root, id, api, args[20] or '', args[6], time)
   end
   local refusal = args[18] ~= '1' and full(root, tenant, tonumber(args[15]), tonumber(args[16]))
   if refusal then
@@ -91,7 +97,7 @@ local function submit(keys, args)
     'tenant', tenant, 'class', class, 'weight', weight, 'cost', cost, 'rank', rank,
     'submitted', time, 'queue_by', time + wait, 'end_by', time + total,
     'grace_us', args[13], 'orphan_us', args[3], 'max_attempts', args[14], 'digest', args[6],
-    'body', args[5])
+    'body', args[5], 'reader', args[20] or '')
   if args[17] ~= '' then
     redis.call('HSET', job, 'resume', args[17])
   end

@@ -114,8 +114,8 @@ class PoolDriver:
         job = self.job(name, queue_timeout=wait)
         return await self.producer.resume(job, api, epoch, at)
 
-    async def cancel(self, name: str, api: str = "a") -> str:
-        return await self.producer.cancel(self.job(name), api)
+    async def cancel(self, name: str, api: str = "a", reader: str = "") -> str:
+        return await self.producer.cancel(self.job(name), api, reader)
 
     async def reap(self, *, api: str = "", dead: str = "") -> Reaped:
         return await self.reaper.reap("m", api=api, dead=dead)

@@ -44,6 +44,8 @@ class Model(Pool):
         job = self.jobs[order.id]
         if job.order is not None and job.order.digest != order.digest:
             return self.standing("conflict", order.id)
+        if job.open and job.cancel:
+            return ("exists", job.cancel, job.epoch, job.worker, 0)
         if job.open:
             self.forget_reader(order.id)
             self.by_api.setdefault(api, set()).add(order.id)
