@@ -10,7 +10,10 @@ from queueserve.api.errors import error_response
 
 MAX_MESSAGES = 2_048
 MAX_CHARS = 4_000_000
-"""Characters of all messages, or of all prompts, together."""
+"""Characters of all messages, or of all prompts, together: a million tokens, about, which is more
+than models take, and some seconds of a tokenizer's time."""
+MAX_PROMPT_TOKENS = 1_000_000
+"""Tokens of all prompts together, where they come as ids: as many as MAX_CHARS have, about."""
 MAX_CHOICES = 128
 MAX_TOOLS = 128
 """Tools of a request, and calls in one message."""
@@ -19,6 +22,13 @@ MAX_PARTS = 1_024
 MAX_PROMPTS = 1_024
 MAX_INPUTS = 16_384
 """Texts of a request for embeddings or scores."""
+MAX_INPUT_CHARS = 16_000_000
+"""Characters of all these texts together: a thousand in each, and what the largest body holds."""
+MAX_INPUT_TOKENS = 4_000_000
+"""Tokens of all these together, where they come as ids."""
+MAX_QUERY_CHARS = 100_000
+"""Characters of what documents are scored against: it goes along with every job, so up to 16,384
+times; more than any model of that kind reads."""
 MAX_JOBS = 1_024
 """Prompts times choices: each is a job of its own."""
 MAX_DEPTH = 100

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from queueserve.api.conversation import carried
-from queueserve.api.data import DataAnswer, run_all
+from queueserve.api.data import DataAnswer, batched, run_all
 from queueserve.api.jobs import data_job
 from queueserve.api.render_data import Rows, Text, Tokens
 from queueserve.api.requests import JSONRoute, Services, ServicesOf
@@ -79,7 +79,7 @@ async def token_check(
         prompts = [body.prompts[index] for index in indices]
         job = await _job("tokenize", prompts[0], card, request, services)
         inputs = Inputs(items=tuple(prompt.prompt for prompt in prompts))
-        jobs.append(replace(job, id=f"{job.id}-{len(jobs)}", inputs=inputs))
+        jobs += batched(replace(job, id=f"{job.id}-{len(jobs)}"), inputs)
     rows = Rows()
     await run_all(services.owner, jobs, rows)
     order = [index for indices in by_model.values() for index in indices]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
@@ -66,6 +66,7 @@ class Message(Schema):
         else:
             texts += (part.text for part in self.content or ())
         texts += (call.function.arguments for call in self.tool_calls or ())
+        texts.append(self.function_call.arguments if self.function_call else "")
         return sum(map(len, texts))
 
     @model_validator(mode="after")
@@ -81,10 +82,27 @@ class Message(Schema):
         return self
 
 
+def _short_enough(messages: list[Message]) -> list[Message]:
+    if sum(message.chars for message in messages) > MAX_CHARS:
+        raise invalid(f"The messages have more than {MAX_CHARS} characters")
+    return messages
+
+
+Messages: TypeAlias = Annotated[
+    list[Message],
+    Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description=f"At most {MAX_CHARS} characters together.",
+    ),
+    AfterValidator(_short_enough),
+]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """The body of a request."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     chat_template_kwargs: JsonObject | None = None
     continue_final_message: bool | None = None
@@ -105,13 +123,6 @@ class ChatCompletionRequest(GenerationRequest):
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
-
-    @field_validator("messages")
-    @classmethod
-    def _says_something(cls, messages: list[Message]) -> list[Message]:
-        if sum(message.chars for message in messages) > MAX_CHARS:
-            raise invalid(f"The messages have more than {MAX_CHARS} characters")
-        return messages
 
     @field_validator("top_logprobs")
     @classmethod

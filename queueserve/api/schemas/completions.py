@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,24 +10,36 @@ from queueserve.api.limits import (
     MAX_CHARS,
     MAX_CHOICES,
     MAX_LOGPROBS,
+    MAX_PROMPT_TOKENS,
     MAX_PROMPTS,
     MAX_TOKENS,
 )
 from queueserve.api.schemas.generation import GenerationRequest, TokenId
-from queueserve.api.schemas.values import invalid, only, unsupported
+from queueserve.api.schemas.values import invalid, only, together, unsupported
 
 # One error is enough to know that a branch is not meant; a prompt may have 100,000 tokens.
-Tokens: TypeAlias = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+Text: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS)]
+Tokens: TypeAlias = Annotated[
+    list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True)
+]
+Texts: TypeAlias = Annotated[
+    list[Text],
+    Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+    together(MAX_CHARS, "characters"),
+]
 Batch: TypeAlias = Annotated[
-    list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+    list[Tokens],
+    Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+    together(MAX_PROMPT_TOKENS, "tokens"),
 ]
 
 
 class CompletionRequest(GenerationRequest):
     """The body of a request."""
 
-    prompt: str | Texts | Tokens | Batch
+    prompt: Text | Texts | Tokens | Batch = Field(
+        description=f"At most {MAX_CHARS} characters or {MAX_PROMPT_TOKENS} tokens together."
+    )
 
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         None, description="0 only with echo."
@@ -59,14 +71,6 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt[0], int):
             return [tuple(prompt)]
         return [one if isinstance(one, str) else tuple(one) for one in prompt]
-
-    @field_validator("prompt")
-    @classmethod
-    def _is_not_too_long(cls, value: Any) -> Any:
-        texts = [value] if isinstance(value, str) else value
-        if sum(len(text) for text in texts if isinstance(text, str)) > MAX_CHARS:
-            raise invalid(f"The prompts have more than {MAX_CHARS} characters")
-        return value
 
     @field_validator("best_of")
     @classmethod

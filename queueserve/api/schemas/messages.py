@@ -6,12 +6,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag
 
-from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_TOKEN_ID, MAX_TOKENS
+from queueserve.api.limits import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_STOPS,
+    MAX_TOKEN_ID,
+    MAX_TOKENS,
+    MAX_TOOLS,
+)
 from queueserve.api.schemas.generation import Probability, Schema, Stop
+from queueserve.api.schemas.tools import CalledName, CallId, Name
 from queueserve.api.schemas.values import JsonObject, by_type, of_type, only, text_only
-
-MAX_TOOLS = 512
-Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class TextBlock(Schema):
@@ -32,8 +37,8 @@ class ToolUseBlock(Schema):
     """A call that the model has made."""
 
     type: Literal["tool_use"]
-    id: Name
-    name: Name
+    id: CallId
+    name: CalledName
     input: JsonObject
 
 
@@ -46,7 +51,7 @@ class ToolResultBlock(Schema):
     """What a call gave."""
 
     type: Literal["tool_result"]
-    tool_use_id: Name
+    tool_use_id: CallId
     content: str | Texts | None = None
     is_error: bool | None = None
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
-from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
+from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS, MAX_TOOLS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
+from queueserve.api.schemas.tools import CalledName, CallId, Name
 from queueserve.api.schemas.values import (
     JsonObject,
     by_type,
@@ -17,9 +18,6 @@ from queueserve.api.schemas.values import (
     text_only,
     unsupported,
 )
-
-MAX_TOOLS = 512
-Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 _TEXTS = ("input_text", "output_text", "reasoning_text", "summary_text")
 
@@ -59,8 +57,8 @@ class FunctionCallItem(Schema):
     """A call that the model has made."""
 
     type: Literal["function_call"]
-    call_id: Name
-    name: Name
+    call_id: CallId
+    name: CalledName
     arguments: str
 
 
@@ -68,7 +66,7 @@ class FunctionCallOutputItem(Schema):
     """What a call gave."""
 
     type: Literal["function_call_output"]
-    call_id: Name
+    call_id: CallId
     output: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 

@@ -6,25 +6,46 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from queueserve.api.limits import MAX_INPUTS
+from queueserve.api.limits import MAX_CHARS, MAX_INPUT_CHARS, MAX_INPUTS, MAX_QUERY_CHARS
 from queueserve.api.schemas.data import DataRequest
 from queueserve.api.schemas.generation import Schema
-from queueserve.api.schemas.values import invalid
+from queueserve.api.schemas.values import invalid, together
 
-Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+_TOGETHER = f"At most {MAX_INPUT_CHARS} characters together."
+
+Query: TypeAlias = Annotated[str, Field(max_length=MAX_QUERY_CHARS)]
+Queries: TypeAlias = Annotated[
+    list[Query],
+    Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True),
+    together(MAX_INPUT_CHARS, "characters"),
+]
+Text: TypeAlias = Annotated[str, Field(max_length=MAX_CHARS)]
+Texts: TypeAlias = Annotated[
+    list[Text],
+    Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True),
+    together(MAX_INPUT_CHARS, "characters"),
+]
 
 
 class Document(Schema):
     """A document as an object."""
 
-    text: str
+    text: Text
+
+    def __len__(self) -> int:
+        """Return how many characters it has."""
+        return len(self.text)
 
 
 class RerankRequest(DataRequest):
     """The body of a request for an order of documents; as Jina and Cohere have it."""
 
-    query: str
-    documents: Annotated[list[str | Document], Field(min_length=1, max_length=MAX_INPUTS)]
+    query: Query
+    documents: Annotated[
+        list[Text | Document],
+        Field(min_length=1, max_length=MAX_INPUTS, description=_TOGETHER),
+        together(MAX_INPUT_CHARS, "characters"),
+    ]
     top_n: Annotated[int, Field(ge=0)] | None = Field(
         None, description="The best so many; 0 or none: all."
     )
@@ -39,8 +60,8 @@ class RerankRequest(DataRequest):
 class ScoreRequest(DataRequest):
     """The body of a request for scores: one text against all others, or pair by pair."""
 
-    text_1: str | Texts
-    text_2: str | Texts
+    text_1: Query | Queries = Field(description=_TOGETHER)
+    text_2: Text | Texts = Field(description=_TOGETHER)
 
     @property
     def queries(self) -> list[str]:

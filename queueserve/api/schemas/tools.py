@@ -12,7 +12,8 @@ from queueserve.api.schemas.values import JsonObject, of_type
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
-
+CalledName = Annotated[str, Field(min_length=1, max_length=128)]
+"""A name in the history: whatever a model has called."""
 
 _FUNCTIONS_ONLY = of_type(("function",), "A tool")
 

@@ -64,6 +64,17 @@ def at_most(members: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def together(most: int, what: str) -> AfterValidator:
+    """Refuse a list whose members are longer than `most` in sum."""
+
+    def check(value: list[Any]) -> list[Any]:
+        if sum(map(len, value)) > most:
+            raise invalid(f"These have more than {most} {what} together")
+        return value
+
+    return AfterValidator(check)
+
+
 def is_deep(value: Any) -> bool:
     """Return whether a value is nested more deeply than a job can carry, MAX_DEPTH levels."""
     level: list[Any] = [value]
