@@ -21,9 +21,9 @@ text, has no output before its end, which is one event, `answered`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
@@ -177,6 +177,10 @@ class Delta(NamedTuple):  # made and read once per token: half the time of a fro
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+make_delta: Callable[[Iterable[Any]], Delta] = partial(tuple.__new__, Delta)
+"""A Delta of its members in a tuple; its own constructor is a function around this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +356,7 @@ def _delta(row: Sequence[Any]) -> Delta:
     if not (numbers and type(job) is type(text) is str and type(tokens) is list):
         raise TypeError("a field of 'delta' has the wrong type")
     likely = tuple(map(_logprob, logprobs)) if logprobs else None
-    # Delta's own constructor is a function around this one.
-    return tuple.__new__(Delta, (job, epoch, seq, pos, text, tuple(tokens), likely))
+    return make_delta((job, epoch, seq, pos, text, tuple(tokens), likely))
 
 
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -396,11 +399,17 @@ _Data = TypeVar("_Data")
 
 def typed(data: _Data) -> _Data:
     """`data`, whose texts and numbers are such. Raises TypeError: JSON has no types of its own."""
-    for part in fields(data):  # type: ignore[arg-type]
-        value, kinds = getattr(data, part.name), _PLAIN.get(str(part.type))
-        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise TypeError(f"{part.name} is {type(value).__name__}, not {part.type}")
+    for name, told, kinds in _plain_fields(type(data)):  # type: ignore[arg-type]
+        value = getattr(data, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{name} is {type(value).__name__}, not {told}")
     return data
+
+
+@cache
+def _plain_fields(kind: Any) -> tuple[tuple[str, str, tuple[type, ...]], ...]:
+    found = ((part.name, str(part.type)) for part in fields(kind))
+    return tuple((name, told, _PLAIN[told]) for name, told in found if told in _PLAIN)
 
 
 def decode_job(body: bytes) -> Job:

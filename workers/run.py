@@ -14,6 +14,7 @@ from queueserve.protocol import (
     Prompt,
     Started,
     TokenLogprob,
+    make_delta,
 )
 from queueserve.queue.consumer import Assignment, Consumer
 from queueserve.queue.producer import Result
@@ -73,13 +74,16 @@ class Run:
             text = self._detokenizer.feed(token)
             if self._at_start:
                 text = self._opened(text)
-            text, self.stopped = self._stops.feed(text)
+            if self._stops.any:
+                text, self.stopped = self._stops.feed(text)
             if self._opening:
                 text, self._opening = self._opening + text, ""
             self.tokens.append(token)
             if logprobs:
                 self._logprobs.append(self._spelt(token, logprobs[at]))
-            self._grow(text)
+            if text:
+                self._pieces.append(text)
+                self.chars += len(text)
             self._ends.append(self.chars)
             if self.stopped:
                 return
@@ -137,7 +141,8 @@ class Run:
             text = self.text[pos:]
         # A continued run has logprobs for its own tokens only, which are the last ones.
         logprobs = tuple(self._logprobs[-new:]) if len(self._logprobs) >= new > 0 else None
-        return Delta(self.id, self.epoch, seq, pos, text, tuple(self.tokens[seq:]), logprobs)
+        row = (self.id, self.epoch, seq, pos, text, tuple(self.tokens[seq:]), logprobs)
+        return make_delta(row)
 
     def progress(self) -> Progress:
         """How far the published output goes."""
@@ -149,7 +154,9 @@ class Run:
         pos = self.chars
         if not self.stopped:
             text, self.stopped = self._stops.feed(self._detokenizer.flush())
-            self._grow(text if self.stopped else text + self._stops.flush())
+            text = text if self.stopped else text + self._stops.flush()
+            self._pieces.append(text)
+            self.chars += len(text)
         why: FinishReason = "stop" if self.stopped else reason
         rest, stop = self.text[pos:], self._stops.hit
         return Finished(
@@ -174,8 +181,3 @@ class Run:
         if text:
             self._at_start = False
         return text.removeprefix(" ")
-
-    def _grow(self, text: str) -> None:
-        if text:
-            self._pieces.append(text)
-            self.chars += len(text)

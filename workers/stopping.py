@@ -58,6 +58,7 @@ class StopFilter:
     def __init__(self, stops: Iterable[str]) -> None:
         self.hit: str | None = None  # the stop string that has ended the text
         self._stops = [_Stop(stop) for stop in dict.fromkeys(stops) if stop]
+        self.any = bool(self._stops)  # without any, all text passes
         self._held = ""  # a stop string, of which the first `_length` characters are held back
         self._length = 0
 
@@ -66,7 +67,7 @@ class StopFilter:
 
         On a hit it is the text before the stop string; the filter is not to be used after that.
         """
-        if not self._stops:
+        if not self.any:
             return text, False
         hits = [
             (end, -len(stop.text), stop.text) for stop in self._stops if (end := stop.feed(text))

@@ -48,15 +48,13 @@ class Direct:
         if route is None:
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive)
         try:
-            body = _checked(route.body, await request.body())
-            response = await route.handle(body, request, request.state.services)
+            response = await _response(route, Request(scope, receive))
             await response(scope, receive, send)
         except ClientDisconnect:
             return
         except Exception as error:
-            answer = await errors.answer_to(request, error)
+            answer = await errors.answer_to(Request(scope), error)
             if answer is None:
                 raise
             await answer(scope, receive, send)
@@ -68,6 +66,12 @@ class Direct:
         if len(kinds) != 1 or kinds[0].partition(b";")[0] != _JSON:
             return None
         return self._routes.get(scope["path"])
+
+
+async def _response(route: Route, request: Request) -> Response:
+    # In a frame of its own: the request's body is not kept while its answer is sent.
+    body = _checked(route.body, await request.body())
+    return await route.handle(body, request, request.state.services)
 
 
 def _checked(model: type[BaseModel], body: bytes) -> BaseModel:

@@ -117,7 +117,7 @@ def chat_jobs(
     if request.logprobs:
         asked = replace(job.sampling, logprobs=request.top_logprobs or 0)
         job = replace(job, sampling=asked)
-    return _numbered([job], request.n or 1)
+    return _numbered([job], request.n or 1, identity)
 
 
 def _check_size(length: int, choices: int) -> None:
@@ -165,7 +165,7 @@ def completion_jobs(
     jobs = [
         replace(job, prompt=prompt, cost=_cost(_tokens(prompt), max_tokens)) for prompt in prompts
     ]
-    return _numbered(jobs, request.draws)
+    return _numbered(jobs, request.draws, identity)
 
 
 def data_job(
@@ -209,8 +209,9 @@ def _job(
     kind: JobKind,
     **more: Any,
 ) -> Job:
+    first = {"id": f"{identity.job_id}-0"}  # most often the only one: made once
     return Job(
-        **_asked(request, identity, card, settings),
+        **_asked(request, identity, card, settings) | first,
         kind=kind,
         sampling=_sampling(request, identity.seed, max_tokens),
         unset=_unset(request),
@@ -264,13 +265,15 @@ def _cost(prompt_tokens: int, max_tokens: int | None) -> int:
     return max(1, prompt_tokens + (max_tokens or _COST_OF_OUTPUT))
 
 
-def _numbered(jobs: Sequence[Job], choices: int) -> list[Job]:
+def _numbered(jobs: Sequence[Job], choices: int, identity: Identity) -> list[Job]:
     """Return each job `choices` times, with its own id; choice i draws with seed + i."""
     numbered: list[Job] = []
     for job in jobs:
         for choice in range(choices):
+            name = f"{identity.job_id}-{len(numbered)}"
             sampling, seed = job.sampling, (job.sampling.seed + choice) % _SEEDS
             if seed != sampling.seed:
                 sampling = replace(sampling, seed=seed)
-            numbered.append(replace(job, id=f"{job.id}-{len(numbered)}", sampling=sampling))
+            as_it_is = name == job.id and sampling is job.sampling
+            numbered.append(job if as_it_is else replace(job, id=name, sampling=sampling))
     return numbered

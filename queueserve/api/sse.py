@@ -62,6 +62,8 @@ class EventStream:
         self._loop = asyncio.get_running_loop()
         self._written = self._loop.time()
         self._behind: asyncio.Task[None] | None = None  # a write that waits for the client
+        self.busy = False
+        """Whether the client is behind: what was pushed last has not been taken."""
 
     async def __aenter__(self) -> Self:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
@@ -81,11 +83,6 @@ class EventStream:
         if self.push(frames) and self._behind is not None:
             await asyncio.shield(self._behind)
 
-    @property
-    def busy(self) -> bool:
-        """Whether the client is behind: what was pushed last has not been taken."""
-        return self._behind is not None
-
     def push(self, frames: bytes, *, caught_up: Callable[[], None] | None = None) -> bool:
         """Send whole frames in one write, without waiting; must not be `busy`.
 
@@ -98,12 +95,12 @@ class EventStream:
         waiting = begin(sending)
         if waiting is None:
             return False
-        self._behind = asyncio.create_task(finish(sending, waiting))
+        self._behind, self.busy = asyncio.create_task(finish(sending, waiting)), True
         self._behind.add_done_callback(partial(self._caught_up, caught_up))
         return True
 
     def _caught_up(self, then: Callable[[], None] | None, task: asyncio.Task[None]) -> None:
-        self._behind = None
+        self._behind, self.busy = None, False
         self._written = self._loop.time()
         if not task.cancelled() and (error := task.exception()):
             log.error("a write failed", exc_info=error)

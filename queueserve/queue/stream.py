@@ -118,7 +118,12 @@ class JobStream:
     def accept(self, event: Event) -> Need:
         """Take an event in, if it is new and fits."""
         epoch = event.epoch
-        if type(event) is Delta and event.seq == len(self.tokens) and self._goes_on(epoch):
+        if (
+            epoch == self._begun == self.epoch
+            and type(event) is Delta
+            and event.seq == len(self.tokens)
+            and not self.ended
+        ):
             self.heard = time.monotonic()
             return self._extend(event)  # the one that counts: once per token
         if self.ended or epoch < self.epoch:
@@ -236,9 +241,6 @@ class JobStream:
                 logprobs=event.logprobs and event.logprobs[skip:],
             )
         return self._extend(event)
-
-    def _goes_on(self, epoch: int) -> bool:
-        return epoch == self._begun == self.epoch and not self.ended
 
     def _extend(self, event: Delta) -> Need:
         self.tokens += event.tokens
