@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json as text
+from dataclasses import replace
+from typing import get_args
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from queueserve.protocol import Answered, JobKind, encode
 
 QUICK = settings(
     max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
@@ -29,10 +33,25 @@ WHOLE = {
     "/v1/completions": {"model": "m", "prompt": "hello", "n": 2, "echo": False, "logprobs": 1},
     "/v1/embeddings": {"model": "m", "input": ["a"], "encoding_format": "float"},
     "/v1/responses": {"model": "m", "input": "hello", "store": False},
+    "/tokenize": {"model": "m", "prompt": "hello", "add_special_tokens": True},
+    "/v1/rerank": {"model": "m", "query": "a", "documents": ["b"], "top_n": 1},
+    "/v1/score": {"model": "m", "text_1": "a", "text_2": ["b"]},
+    "/v1/messages/count_tokens": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
     "/v1/messages": {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3},
 }
+ROWS = {"embed": "AAAAAA==", "score": 0.5, "tokenize": [1, 2], "detokenize": "a"}
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-values = st.recursive(
+
+
+def nested(levels):
+    """An object in an object in an object."""
+    value = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+values = st.sampled_from([nested(90), nested(300)]) | st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6
 )
 
@@ -41,9 +60,16 @@ values = st.recursive(
 async def answered(http, hand):
     """The application; every job is answered at once."""
     opened = hand.open
+    hand.models = [replace(card, tasks=get_args(JobKind)) for card in hand.models]
 
     async def open_and_answer(job):
+        encode(job)  # as the queue does
         stream = await opened(job)
+        if job.kind in ROWS:
+            items = 1 if job.messages else len(job.inputs.items)
+            stream.placed("running", 1, "w")
+            stream.accept(Answered(job.id, 1, (ROWS[job.kind],) * items, 5))
+            return stream
         hand.start(len(hand.streams) - 1)
         hand.say("hi", len(hand.streams) - 1)
         hand.finish(len(hand.streams) - 1)
@@ -60,9 +86,42 @@ async def fine(client, path: str, body: bytes, kind: str = "application/json") -
 
 
 async def test_the_whole_body_is_answered(answered):
-    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
-        body = {name: WHOLE[path][name] for name in WHOLE[path] if name != "tools"}
+    for path, whole in WHOLE.items():
+        body = {name: value for name, value in whole.items() if name != "tools"}
         assert (await answered.post(path, json=body)).status_code == 200, path
+
+
+CALL = {"type": "tool_use", "id": "a", "name": "f", "input": None}
+CALLED = {"messages": [{"role": "assistant", "content": [CALL]}]}
+SAID = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def filled(value, deep):
+    """The value with `deep` where it has None."""
+    if isinstance(value, dict):
+        return {name: filled(part, deep) for name, part in value.items()}
+    if isinstance(value, list):
+        return [filled(part, deep) for part in value]
+    return deep if value is None else value
+
+
+@pytest.mark.parametrize(
+    "path, fields",
+    [
+        *((path, {name: None}) for path in WHOLE for name in WHOLE[path]),
+        *((path, {"chat_template_kwargs": None}) for path in WHOLE),
+        (
+            "/tokenize",
+            {"prompt": ..., "add_special_tokens": ..., "chat_template_kwargs": None} | SAID,
+        ),
+        ("/v1/messages", CALLED),
+        ("/v1/messages/count_tokens", CALLED),
+    ],
+)
+async def test_what_is_nested_deeply_is_refused_or_answered(answered, path, fields):
+    body = WHOLE[path] | filled(fields, nested(300))
+    body = {name: value for name, value in body.items() if value is not ...}
+    await fine(answered, path, text.dumps(body).encode())
 
 
 @pytest.mark.parametrize("path", WHOLE)
