@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Self
 
 from redis.asyncio import Redis
@@ -22,15 +18,15 @@ from queueserve.errors import (
     RedisUnavailableError,
     ServerExpiredError,
 )
-from queueserve.protocol import Continuation, Job, Started
-from queueserve.queue.clock import lease_clock
+from queueserve.protocol import Job, Started
+from queueserve.queue.cancels import Cancels
 from queueserve.queue.connection import ANSWER_TIMEOUT
-from queueserve.queue.directory import Directory
 from queueserve.queue.keys import Keys
 from queueserve.queue.producer import Holder, Place, Producer, Standing
 from queueserve.queue.prover import Prover
-from queueserve.queue.recovery import Reaper, jittered
-from queueserve.queue.replies import events_of, follow
+from queueserve.queue.recovery import Reaper
+from queueserve.queue.replies import events_of
+from queueserve.queue.session import Session
 from queueserve.queue.stream import JobStream, Need
 from queueserve.queue.tasks import Tasks
 from queueserve.queue.turn import Turn
@@ -41,22 +37,9 @@ _WATCH = 1.0  # seconds between looks for silent streams
 _SILENT_RUNNING = 3.0  # seconds; a worker says something of each live job every second
 _SILENT_QUEUED = 30.0
 _RESYNC_EVERY = 0.5  # seconds; one gap must not ask once per event
-_CLOSE_WITHIN = 3.0
 _RUN_OUT = {"cancelled", "expired"}
 _RUNS = 10  # of one Idempotency-Key while Redis remembers them
 _TAKEN_OVER = "Another request with this Idempotency-Key took over."
-
-
-class _Session:
-    """One registration of this API server. Once it has expired, its id is never used again."""
-
-    def __init__(self) -> None:
-        host = socket.gethostname()
-        self.api = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.subscribed = asyncio.Event()
-        self.confirmed: dict[str, float] = {}  # pool → when its last good beat was sent
-        self.beating: set[str] = set()  # pools in which it is renewed
-        self.tasks = Tasks()
 
 
 class Owner:
@@ -73,7 +56,6 @@ class Owner:
         keys: Keys,
         producer: Producer,
         reaper: Reaper,
-        directory: Directory,
         *,
         heartbeat_timeout: float,
     ) -> None:
@@ -81,16 +63,14 @@ class Owner:
         self._keys = keys
         self._producer = producer
         self._reaper = reaper
-        self._directory = directory
         self._timeout = heartbeat_timeout
         self._open: dict[str, JobStream] = {}
-        self._abandoned: dict[
-            str, tuple[JobStream, float]
-        ] = {}  # a cancel that Redis has not heard
         self._resynced: dict[str, float] = {}
         self._tasks = Tasks()
-        self._closing = Tasks()  # cancels, which a shutdown waits for
-        self._session = _Session()
+        self._session = self._new_session()
+        self._cancels = Cancels(
+            producer, api=lambda: self.api, is_read=lambda job: job in self._open
+        )
         self._prover = Prover(producer, self._proven)
         self.turn = Turn()  # of those who read the streams
 
@@ -103,9 +83,8 @@ class Owner:
     async def __aexit__(self, *_: object) -> None:
         for stream in list(self._open.values()):
             await stream.aclose()
-        await self._closing.settle(_CLOSE_WITHIN)
-        for tasks in (self._closing, self._tasks, self._session.tasks):
-            await tasks.aclose()
+        for owned in (self._cancels, self._tasks, self._session.tasks):
+            await owned.aclose()
 
     @property
     def api(self) -> str:
@@ -148,9 +127,9 @@ class Owner:
                 )
             older.fail(CancelledJobError(_TAKEN_OVER))
         self._open[job.id] = stream
-        self._abandoned.pop(job.id, None)  # a cancel from before would let go of this reader
+        self._cancels.forget(job.id)
         try:
-            standing = await self._submit(session, stream)
+            standing = await session.submit(stream)
             stream.position = standing.position
             await self._attend(stream, _after_submit(stream, standing))
         except RedisUnavailableError:
@@ -175,42 +154,10 @@ class Owner:
         """Stop a job, whichever API server reads it. Raises RedisUnavailableError."""
         await self._producer.stop(pool, job)
 
-    async def _submit(
-        self,
-        session: _Session,
-        stream: JobStream,
-        resume: Continuation | None = None,
-        *,
-        known: bool = False,
-    ) -> Standing:
-        sent, job = lease_clock(), stream.job
-        submit = partial(
-            self._producer.submit,
-            job,
-            session.api,
-            reader=stream.reader,
-            resume=resume,
-            known=known,
-        )
-        try:
-            standing = await submit(new_api=job.pool not in session.confirmed)
-        except ServerExpiredError:
-            self._lost_registration(session, job.pool, sent)
-            if session is not self._session:
-                raise
-            sent = lease_clock()
-            standing = await submit(new_api=True)
-        if session is self._session:  # else it has expired meanwhile, and must stay so
-            session.confirmed.setdefault(job.pool, sent)
-            if job.pool not in session.beating:
-                session.beating.add(job.pool)
-                session.tasks.start(self._beat(session, job.pool), f"beat {job.pool}")
-        return standing
-
     # What arrives
 
     def _message(self, message: bytes) -> None:
-        if self._expired(self._session):
+        if self._session.expired:
             self._end_session(self._session)
             return
         for event in events_of(message):
@@ -260,14 +207,14 @@ class Owner:
                 if reader not in (None, self.api):  # to submit would take it back
                     stream.fail(CancelledJobError(_TAKEN_OVER))
                     return
-            standing = await self._submit(self._session, stream, stream.continuation, known=True)
+            standing = await self._session.submit(stream, stream.continuation, known=True)
         except RedisUnavailableError:
             return
         except QueueServeError as error:
             stream.fail(error)
             return
         if stream.job.id not in self._open:  # its client left while we asked
-            self._closing.start(self._cancel(stream), f"cancel {stream.job.id}")
+            self._cancels.start(stream)
         else:
             await self._attend(stream, _after_submit(stream, standing))
 
@@ -288,24 +235,12 @@ class Owner:
         self._forget(stream)
         if not stream.ended:
             stream.fail(CancelledJobError("The request was cancelled."))
-            self._closing.start(self._cancel(stream), f"cancel {stream.job.id}")
+            self._cancels.start(stream)
 
     def _forget(self, stream: JobStream) -> None:
         if self._open.get(stream.job.id) is stream:
             del self._open[stream.job.id]
             self._resynced.pop(stream.job.id, None)
-
-    async def _cancel(self, stream: JobStream) -> None:
-        if stream.job.id in self._open:
-            return  # a retry reads it again
-        try:
-            # What never arrived must not be barred: a retry will bring it.
-            if not stream.job.grace or await self._producer.reader(stream.job):
-                await self._producer.cancel(stream.job, self.api, stream.reader)
-            self._abandoned.pop(stream.job.id, None)
-        except RedisUnavailableError:
-            until = time.monotonic() + stream.job.timeout
-            self._abandoned.setdefault(stream.job.id, (stream, until))
 
     # What goes on in the background
 
@@ -318,81 +253,29 @@ class Owner:
                 if now - stream.heard > limit:
                     stream.heard = now
                     self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
-            for job, (stream, until) in list(self._abandoned.items()):
-                if now > until:
-                    self._abandoned.pop(job, None)  # a retry may have been faster
-                else:
-                    await self._cancel(stream)
-
-    async def _beat(self, session: _Session, pool: str) -> None:
-        """Renew the registration in one pool, and reap it, for as long as the session lasts."""
-        while True:
-            sent = lease_clock()
-            wait = self._timeout / 20
-            try:
-                reaped = await self._reaper.reap(pool, api=session.api)
-            except RedisUnavailableError as error:
-                log.debug("beat: %s", error.message)
-            else:
-                if not reaped.expired:
-                    session.confirmed[pool] = sent
-                    wait = min(reaped.wait, self._timeout / 5)
-                else:
-                    self._lost_registration(session, pool, sent)
-                    if pool not in session.confirmed:
-                        break  # the next submit registers, and begins to beat
-            if self._expired(session):
-                self._end_session(session)
-                break
-            await asyncio.sleep(jittered(wait))
-        session.beating.discard(pool)
+            await self._cancels.repeat()
 
     # The session
 
-    def _begin_session(self) -> None:
-        session = self._session
-
-        def subscribed() -> None:
-            session.subscribed.set()
-            session.tasks.start(self._load(), "load functions")
-            self._reconcile_all()
-
-        session.tasks.start(
-            follow(
-                self._redis,
-                self._keys.reply(session.api),
-                subscribed=subscribed,
-                lost=session.subscribed.clear,
-                message=self._message,
-            ),
-            "replies",
+    def _new_session(self) -> Session:
+        return Session(
+            self._producer,
+            self._reaper,
+            heartbeat_timeout=self._timeout,
+            lost=self._reconcile_all,
+            ended=self._end_session,
         )
 
-    async def _load(self) -> None:
-        """A Redis that comes back may be an empty one, and workers need not be allowed to load."""
-        try:
-            await self._producer.load()
-        except RedisUnavailableError as error:
-            log.warning("the functions could not be loaded: %s", error.message)
+    def _begin_session(self) -> None:
+        self._session.listen(
+            self._redis, self._keys, subscribed=self._reconcile_all, message=self._message
+        )
 
     def _reconcile_all(self) -> None:
         for stream in self._open.values():
             self._tasks.start(self._reconcile(stream), f"reconcile {stream.job.id}")
 
-    def _expired(self, session: _Session) -> bool:
-        oldest = min(session.confirmed.values(), default=None)
-        return oldest is not None and lease_clock() - oldest > self._timeout
-
-    def _lost_registration(self, session: _Session, pool: str, sent: float) -> None:
-        """Redis did not know us at `sent`: our time was up, or it has lost data."""
-        if self._expired(session):
-            self._end_session(session)
-        elif session.confirmed.get(pool, sent) < sent:  # else it has been told meanwhile
-            log.warning("Redis has lost the state of %s; submitting what is open again", pool)
-            del session.confirmed[pool]
-            self._reconcile_all()
-
-    def _end_session(self, session: _Session) -> None:
+    def _end_session(self, session: Session) -> None:
         """Whatever ran under the old id is being cancelled by others; go on under a new one."""
         if session is not self._session:
             return
@@ -400,7 +283,8 @@ class Owner:
         for stream in list(self._open.values()):
             stream.fail(ServerExpiredError("The API server lost its connection to Redis."))
             self._forget(stream)
-        self._session = _Session()
+        session.over = True
+        self._session = self._new_session()
         self._tasks.start(session.tasks.aclose(), "end session")
         self._begin_session()
 

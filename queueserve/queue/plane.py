@@ -50,7 +50,7 @@ async def open_control_plane(
     reaper = Reaper(Functions(lifeline), keys, heartbeat_timeout=heartbeat_timeout)
     try:
         async with Owner(
-            lifeline, keys, producer, reaper, directory, heartbeat_timeout=heartbeat_timeout
+            lifeline, keys, producer, reaper, heartbeat_timeout=heartbeat_timeout
         ) as owner:
             yield ControlPlane(owner, directory, responses)
     finally:

@@ -46,7 +46,7 @@ async def test_a_cancel_that_redis_did_not_hear_does_not_end_the_retry(house, re
     cancel, plane.owner._producer.cancel = plane.owner._producer.cancel, no_redis
     await first.aclose()
     await asyncio.sleep(0.02)
-    assert plane.owner._abandoned
+    assert plane.owner._cancels._unheard
     plane.owner._producer.cancel = cancel
     assert len((await read(await plane.owner.open(job)))[1]) == 400
 
