@@ -423,8 +423,8 @@ CONSTRAINTS = {
     "regex": (r"\d{3}-[a-c]{2,4}", re.compile(r"[0-9]{3}-[a-c]{2,4}").fullmatch),
     "choice": ('["yes","no","perhaps, \\"é\\""]', {"yes", "no", 'perhaps, "é"'}.__contains__),
     "grammar": (
-        'root ::= "é" smile+ "."\nsmile ::= "😀" [日本語] | "ab"',
-        re.compile("é(😀[日本語]|ab)+[.]").fullmatch,
+        'root ::= "é" smile smile? smile? "."\nsmile ::= "😀" [日本語] | "ab"',
+        re.compile("é(😀[日本語]|ab){1,3}[.]").fullmatch,
     ),
 }
 
@@ -438,16 +438,10 @@ async def test_outputs_satisfy_their_constraints_beside_free_ones(run, story, te
         for kind, (value, _) in CONSTRAINTS.items()
         for seed in range(2)
     ]
-    finished = 0
     for kind, name in running:
         result = await run.end(name)
-        assert result.error is None
-        if result.finish == "stop":  # a small model may write smileys until its tokens are spent
-            finished += 1
-            assert CONSTRAINTS[kind][1](run.text(result.tokens)), kind
-        else:
-            assert kind == "grammar"
-    assert finished >= 6
+        assert (result.error, result.finish) == (None, "stop"), kind
+        assert CONSTRAINTS[kind][1](run.text(result.tokens)), kind
     assert len((await run.end(free)).tokens) == 20
 
 
@@ -465,13 +459,12 @@ async def test_a_constrained_sequence_goes_on_inside_its_grammar(subject, run, s
     if not subject.continues_constraints:
         pytest.skip("this engine ends it with an error")
     value, valid = CONSTRAINTS[kind]
-    own = {"constraint": Constraint(kind, value), "max_tokens": 60, "logprobs": 2}
+    own = {"constraint": Constraint(kind, value), "max_tokens": 120, "logprobs": 2}
     whole = await run.generate(story, **own)
-    for cut in sorted({1, 2, len(whole.tokens) // 2, len(whole.tokens) - 1}):
+    for cut in sorted({1, len(whole.tokens) // 2, len(whole.tokens) - 1}):
         rest = await run.generate(story, whole.tokens[:cut], **own)
-        assert rest.error is None
-        if rest.finish == "stop":
-            assert valid(run.text(whole.tokens[:cut] + rest.tokens))
+        assert (rest.error, rest.finish) == (None, "stop")
+        assert valid(run.text(whole.tokens[:cut] + rest.tokens))
 
 
 async def test_what_was_generated_must_satisfy_the_constraint_too(run, story):
