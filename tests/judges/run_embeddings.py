@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from run_langchain import HERE, free_port, ready, started
+from run_langchain import ALONE, HERE, free_port, ready, started
 
 MODEL = "all-minilm-l6-v2"
 BOUND = 300.0  # seconds for all tests
@@ -38,7 +38,7 @@ def judged(judge: str, url: str) -> int:
     """Return pytest's exit status: 0 if all tests have passed."""
     done = subprocess.run(
         [
-            *(judge, "-m", "pytest", "-q", "-rA", "-c", os.devnull, "--rootdir", str(HERE)),
+            *(judge, "-m", "pytest", "-q", "-rA", *ALONE),
             *("-o", "asyncio_mode=auto", "--disable-socket", "--allow-hosts=127.0.0.1"),
             *("-k", "TestEmbeddings", str(HERE / "langchain_embeddings.py")),
         ],

@@ -34,6 +34,8 @@ ONE_LOOP = [
     f"asyncio_{part}=session" for part in ("default_fixture_loop_scope", "default_test_loop_scope")
 ]
 HERE = Path(__file__).parent
+# The project's own options and fixtures need what the judges do not bring.
+ALONE = ["-c", os.devnull, "--rootdir", str(HERE), "--noconftest"]
 READY_WITHIN = 120.0  # seconds
 BOUND = 1800.0  # seconds for all tests on one server
 
@@ -96,7 +98,7 @@ def judged(judge: str, url: str, options: list[str], folder: Path) -> dict[str, 
     report = folder / "report.xml"
     subprocess.run(
         [
-            *(judge, "-m", "pytest", "-v", "--tb=line", "-c", os.devnull, "--rootdir", str(HERE)),
+            *(judge, "-m", "pytest", "-v", "--tb=line", *ALONE),
             *("-k", TESTS, "-o", "asyncio_mode=auto", "-o", ONE_LOOP[0], "-o", ONE_LOOP[1]),
             *("--disable-socket", "--allow-hosts=127.0.0.1", "--junit-xml", str(report)),
             *(*options, str(HERE / "langchain_chat.py")),
