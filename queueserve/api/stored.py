@@ -100,16 +100,17 @@ class Responses:
 
         One that has ended by itself at this moment is left as it is.
         """
-        response = orjson.loads(stored.response)
-        response |= {"status": status, "error": error and failure_of(error)}
-        written = False
-        while not written:
-            events = await self.store.events(owner, stored.id)
-            response["output"] = output_of(events.frames)
-            fields = {"status": status, "response": orjson.dumps(response).decode()}
-            last = events.last + 1
-            frame = ending_frame(last, response)
-            written = await self.store.end(owner, stored.id, last, frame, fields)
+        if not await self.store.close(owner, stored.id):
+            return
+        events = await self.store.events(owner, stored.id)
+        response = orjson.loads(stored.response) | {
+            "status": status,
+            "error": error and failure_of(error),
+            "output": output_of(events.frames),
+        }
+        fields = {"status": status, "response": orjson.dumps(response).decode()}
+        last = events.last + 1
+        await self.store.end(owner, stored.id, last, ending_frame(last, response), fields)
 
     async def earlier(self, owner: str, previous: str | None) -> Earlier:
         """Return what a response that goes on from `previous` builds on.

@@ -143,17 +143,23 @@ class ResponseStore:
         )
         return bool(answer == b"written")
 
+    async def close(self, tenant: str, response: str) -> bool:
+        """Keep a response's owner from writing, so that `end` can be called in its place.
+
+        False if it has ended, or is not there any more.
+        """
+        return bool(await self._call("close", tenant, response))
+
     async def end(
         self, tenant: str, response: str, last: int, frame: bytes, fields: Mapping[str, str]
-    ) -> bool:
-        """End a response, in place of its owner, with the event `frame`, whose number is `last`.
+    ) -> None:
+        """End a response that is closed, with the event `frame`, whose number is `last`.
 
-        False if there are events by now that come after it. One that has ended is left as it is.
+        One that has ended is left as it is.
         """
-        answer = await self._call(
+        await self._call(
             "end", *(tenant, response, self._ttl_ms, self._limit, last, 1, frame), *_flat(fields)
         )
-        return bool(answer != b"behind")
 
     async def events(self, tenant: str, response: str) -> Events:
         """Return all events of a response's log so far; the number of the last is -1 for none."""

@@ -11,6 +11,7 @@ redis.register_function({ function_name = 'qs_drain_@', callback = drain, flags 
 redis.register_function({ function_name = 'qs_reap_@', callback = reap, flags = { 'allow-oom' } })
 redis.register_function('qs_response_new_@', response_new)
 redis.register_function('qs_response_write_@', response_write)
+redis.register_function('qs_response_close_@', response_close)
 redis.register_function('qs_response_end_@', response_end)
 redis.register_function('qs_response_touch_@', response_touch)
 redis.register_function({ function_name = 'qs_response_drop_@', callback = response_drop, flags = { 'allow-oom' } })

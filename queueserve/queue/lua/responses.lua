@@ -151,13 +151,13 @@ end
 -- qs_response_write: add events to a response that has not ended, and set fields of it.
 --   KEYS root    ARGV tenant, id, ttl_ms, limit (bytes), number of the first event, events, frame, …, name, value, …
 --   Events that are there already are skipped.
---   returns written | gone (it has ended, or is not there any more)
+--   returns written | gone (it has ended or is closed, or is not there any more)
 local function response_write(keys, args)
   local root, tenant, id = keys[1], args[1], args[2]
   local ttl, limit, first, count = tonumber(args[3]), tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
   local record = of_response(root, 'response', tenant, id)
-  local fields = redis.call('HMGET', record, 'status', 'next', 'logged')
-  if not UNENDED[fields[1]] then
+  local fields = redis.call('HMGET', record, 'status', 'next', 'logged', 'closed')
+  if not UNENDED[fields[1]] or fields[4] then
     return 'gone'
   end
   local next_number, logged = tonumber(fields[2] or 0), tonumber(fields[3] or 0)
@@ -177,14 +177,23 @@ local function response_write(keys, args)
   return 'written'
 end
 
--- qs_response_end: end a response in another way than its owner does, with its last event.
---   KEYS root    ARGV as for qs_response_write
---   returns written | gone | behind (there are events that the caller does not know)
-local function response_end(keys, args)
+-- qs_response_close: let nobody write to a response any more, as it is to end in another way than its
+-- owner would end it.
+--   KEYS root    ARGV tenant, id
+--   returns 1, or 0 if it has ended, or is not there any more
+local function response_close(keys, args)
   local record = of_response(keys[1], 'response', args[1], args[2])
-  if tonumber(redis.call('HGET', record, 'next') or 0) > tonumber(args[5]) then
-    return 'behind'
+  if not UNENDED[redis.call('HGET', record, 'status')] then
+    return 0
   end
+  redis.call('HSET', record, 'closed', 1)
+  return 1
+end
+
+-- qs_response_end: write the end of a response that was closed.
+--   KEYS root    ARGV and returns as for qs_response_write
+local function response_end(keys, args)
+  redis.call('HDEL', of_response(keys[1], 'response', args[1], args[2]), 'closed')
   return response_write(keys, args)
 end
 

@@ -144,19 +144,20 @@ async def test_what_should_have_ended_long_ago_is_evicted_like_any_other(store, 
     assert await store.get("t", "lost") is None
 
 
-async def test_it_is_ended_from_outside_by_who_knows_all_its_events(store):
+async def test_one_that_is_closed_is_ended_from_outside(store):
     await store.create("t", response(status="in_progress"))
     await store.write("t", "resp_1", frames=[b"a", b"b"])
-    fields = {"status": "cancelled"}
-    assert not await store.end("t", "resp_1", 1, b"end", fields)
-    assert (await store.get("t", "resp_1")).status == "in_progress"
+    assert await store.close("t", "resp_1")
+    assert not await store.write("t", "resp_1", first=2, frames=[b"c"], fields={"status": "x"})
     assert await store.events("t", "resp_1") == Events((b"a", b"b"), 1)
-    assert await store.end("t", "resp_1", 2, b"end", fields)
+    await store.end("t", "resp_1", 2, b"end", {"status": "cancelled"})
     assert (await store.get("t", "resp_1")).status == "cancelled"
     assert await store.events("t", "resp_1") == Events((b"a", b"b", b"end"), 2)
-    assert await store.end("t", "resp_1", 3, b"again", {"status": "failed"})
+    await store.end("t", "resp_1", 3, b"again", {"status": "failed"})
     assert (await store.get("t", "resp_1")).status == "cancelled"
-    assert await store.end("t", "not_there", 0, b"end", fields)
+    for id_ in ("resp_1", "not_there"):
+        assert not await store.close("t", id_)
+    await store.end("t", "not_there", 0, b"end", {"status": "cancelled"})
     assert await store.get("t", "not_there") is None
 
 
