@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from queueserve.api.chunked import ChunkingProtocol
 from queueserve.api.errors import error_body
 from queueserve.api.headers import new_request_id
+from queueserve.api.offers import UnmovedProtocol
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def bounded(write_timeout: float, read_timeout: float = READ_TIMEOUT) -> type[as
     that have come, is a 408. One with more than MAX_HEAD bytes beside its body is a 431.
     """
 
-    class Bounded(_Reading, _Writing):
+    class Bounded(_Reading, _Writing, UnmovedProtocol):
         _read_timeout = read_timeout
         _write_timeout = write_timeout
 

@@ -266,3 +266,43 @@ async def test_what_is_no_http_is_a_400(echo):
     reader, writer = await echo.connect()
     writer.write(b"\x16\x03\x01 hello\r\n\r\n")
     error_of(await all_of(reader), b"400", "invalid_http")
+
+
+OFFER = (
+    b"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+    b"http2-settings: AAEAAEAAAAIAAAAB\r\n"
+)
+
+
+@pytest.mark.parametrize("read_timeout", [SHORT])
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"content-length: 5\r\n\r\nhello",
+        b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+async def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(echo, framed, piece):
+    reader, writer = await echo.connect()
+    async with asyncio.timeout(BOUND):
+        for request in (OFFER + framed, POST + framed, OFFER + framed):
+            for at in range(0, len(request), piece):
+                writer.write(request[at : at + piece])
+                await asyncio.sleep(0)
+            answer = await reader.readuntil(b"\r\n\r\n5")
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("read_timeout", [SHORT])
+async def test_a_request_with_an_offer_is_bounded_like_any_other(echo):
+    reader, writer = await echo.connect()
+    writer.write(OFFER + b"content-length: 5\r\n\r\nh")
+    error_of(await all_of(reader), b"408", "read_timeout")
+
+
+@pytest.mark.parametrize("read_timeout", [SHORT])
+async def test_this_is_no_proxy(echo):
+    reader, writer = await echo.connect()
+    writer.write(b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n")
+    error_of(await all_of(reader), b"400", "invalid_http")
