@@ -11,7 +11,7 @@
 #   make serve ARGS="--workers 2 --port 8080"    any option of `queueserve up`
 #   make serve ENGINE=transformers TORCH=torch   your own choice of torch, for a GPU
 #   make test ARGS="-k status"                   any option of pytest
-#   make test-engines                            the engines' contract on vLLM (CPU), in .venv-vllm
+#   make test-engines                            the engines' contract on MLX and vLLM (CPU)
 #   make judge                                   LangChain's tests, beside llama.cpp's own server
 
 ENGINE ?= auto
@@ -51,7 +51,9 @@ test: install
 
 # vLLM needs other versions than the rest, so it has an environment of its own. Its own warnings are
 # not ours to mend. One process: an engine takes both cores.
-test-engines: .venv-vllm/.ready
+test-engines: .venv/.mlx .venv-vllm/.ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -k mlx tests/workers/engines/test_contract.py \
+	  tests/workers/engines/test_mlx.py $(ARGS)
 	VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/pytest -p no:cacheprovider -W default \
 	  -k vllm tests/workers/engines/test_contract.py tests/workers/engines/test_vllm.py $(ARGS)
 
@@ -166,6 +168,13 @@ bench-peers:
 	@$(PIP) install -c .venv/constraints.txt -e '.[transformers,bitsandbytes,peft]'
 	@touch $@
 
+# Not part of `make install`: its wheels want a newer glibc than the rest.
+.venv/.mlx: .venv/.transformers .venv/.light .venv/.dev
+	@echo "Installing MLX"
+	@sed '/^torch==/d' $(LOCK) >.venv/constraints.txt
+	@$(PIP) install -c .venv/constraints.txt -e '.[mlx]'
+	@touch $@
+
 .venv/.bench: .venv/.base $(PROJECT)
 	@echo "Installing what the bench needs"
 	@$(PIP) install -c $(LOCK) -e '.[bench]'
@@ -182,7 +191,7 @@ lock:
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	grep '^torch==' $(LOCK) >"$$scratch/constraints.txt" && \
 	cp -R Makefile pyproject.toml README.md queueserve workers "$$scratch" && \
-	$(MAKE) --no-print-directory -C "$$scratch" install && \
+	$(MAKE) --no-print-directory -C "$$scratch" install .venv/.mlx && \
 	{ echo "# Every package that 'make install' brings; made by 'make lock'."; \
 	  "$$scratch"/$(PIP) freeze --exclude-editable | sed 's/+cpu$$//'; } >"$$scratch/lock" && \
 	mv "$$scratch/lock" $(LOCK)

@@ -64,7 +64,9 @@ _model_options = options(
     option("--revision", help="The branch, tag or commit of a hub id."),
 )
 _engine_options = options(
-    option("--engine", default="auto", help="auto, llama_cpp, transformers, vllm, openai or fake."),
+    option(
+        "--engine", default="auto", help="auto, llama_cpp, transformers, vllm, mlx, openai or fake."
+    ),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
     option("--dtype", default="auto", help="auto, float32, bfloat16 or float16."),

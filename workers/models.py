@@ -114,6 +114,19 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
     )
 
 
+def _mlx(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.mlx import MlxEngine  # noqa: PLC0415
+
+    return MlxEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        revision=options.revision,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
 def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
     from workers.engines.vllm import VllmEngine  # noqa: PLC0415
 
@@ -180,6 +193,7 @@ class Adapter:
 ADAPTERS = {
     "fake": Adapter(_fake),
     "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
+    "mlx": Adapter(_mlx, ("mlx_lm",), "mlx"),
     "openai": Adapter(_openai),
     "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
     "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True),

@@ -124,7 +124,7 @@ def test_a_gguf_model_is_named_without_its_quantisation(tmp_path, file, name):
         (
             "gpt2",
             "sglang",
-            "no engine 'sglang': it has auto, fake, llama_cpp, openai, transformers, vllm",
+            "no engine 'sglang': it has auto, fake, llama_cpp, mlx, openai, transformers, vllm",
         ),
         ("gpt2", "nonsense", "no engine 'nonsense'"),
     ],

@@ -22,13 +22,13 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from queueserve.errors import EngineError
 from queueserve.protocol import FinishReason
 from workers.engines.base import Output, Sequence
+from workers.engines.batched import Step
 from workers.engines.grammar import Matcher
 from workers.engines.transformers_memory import CacheSize
 from workers.engines.transformers_sampling import Drawing, Sampler
 from workers.engines.transformers_scoring import score
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
-Step: TypeAlias = tuple[str, Output]  # what one step gave one request: its key, and its output
 Post: TypeAlias = Callable[[list[Step]], None]
 
 
@@ -88,11 +88,7 @@ class Batcher:
         max_new: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """Hand over a sequence; called on the event loop.
-
-        `key` is never used twice. `ends` are the tokens that end it; after `max_new` tokens, not
-        counting those generated before, it ends all the same. `matcher` follows its constraint.
-        """
+        """Satisfies `workers.engines.batched.Batcher`."""
         request = _Request(
             key=key,
             sequence=sequence.id,
@@ -115,13 +111,13 @@ class Batcher:
                 self._submit(request)
 
     def cancel(self, key: str) -> None:
-        """Free what the request holds before the next step; called on the event loop."""
+        """Satisfies `workers.engines.batched.Batcher`."""
         with self._lock:
             if self._requests.pop(key, None) is not None and self._manager is not None:
                 self._manager.cancel_request(key)
 
     def stop(self, timeout: float) -> None:
-        """End the thread after the step in hand, or give up waiting after `timeout` seconds."""
+        """Satisfies `workers.engines.batched.Batcher`."""
         with self._lock:
             self._stopping = True
             manager = self._manager

@@ -12,7 +12,6 @@ top_p, min_p.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,16 +22,11 @@ import torch
 from queueserve.errors import EngineError, QueueServeError
 from queueserve.protocol import Sampling, TokenLogprob
 from workers.engines.grammar import Matcher
+from workers.engines.uniform import uniform
 
 Tensor: TypeAlias = Any  # torch is not followed by mypy
 
 _NUCLEUS = (256, 4096)  # how many candidates are looked at before a whole row is sorted
-
-
-def uniform(seed: int, index: int) -> float:
-    """Return the random number in [0, 1) that decides output token `index`: 48 bits of a hash."""
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / (1 << 48)
 
 
 @dataclass(slots=True)

@@ -243,27 +243,36 @@ def write_model():
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory, write_model):
-    """A Llama with random weights, spread so that its likely tokens do not tie."""
+def random_llama(tmp_path_factory, write_model):
+    """Makes a Llama with random weights, spread so that its likely tokens do not tie."""
     pytest.importorskip("transformers")
     import torch  # noqa: PLC0415
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    torch.manual_seed(7)
-    shape = {
-        "vocab_size": 258,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.4,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**shape))
-    return write_model(tmp_path_factory.mktemp("tiny-llama"), model)
+    def make(layers):
+        torch.manual_seed(7)
+        shape = {
+            "vocab_size": 258,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.4,
+            "bos_token_id": 256,
+            "eos_token_id": 257,
+        }
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+        return write_model(tmp_path_factory.mktemp("llama"), model)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(random_llama):
+    """One with two layers."""
+    return random_llama(2)
 
 
 _TALK = (

@@ -55,13 +55,24 @@ def transformers(transformers_run):
     return Subject(transformers_run)
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mlx(make_run, random_llama):
+    """A small model: MLX's kernels for CPUs give SmolLM2 one token a second."""
+    from workers.engines.mlx import MlxEngine  # noqa: PLC0415
+
+    engine = MlxEngine(str(random_llama(24)), slots=4, context_length=256, dtype="float32")
+    yield Subject(await make_run(engine).start())
+    await engine.close()
+
+
 @pytest.fixture(scope="session")
 def vllm(vllm_run):
     return Subject(vllm_run, repeats_draws=False, continues_constraints=False, binds_length=False)
 
 
-# vLLM has an environment of its own: `make test-engines`.
-ENGINES = ["fake", "llama_cpp", "transformers", *(["vllm"] if find_spec("vllm") else [])]
+# These two are installed by `make test-engines`, vLLM in an environment of its own.
+_HEAVY = [engine for engine, module in (("mlx", "mlx_lm"), ("vllm", "vllm")) if find_spec(module)]
+ENGINES = ["fake", "llama_cpp", "transformers", *_HEAVY]
 
 
 @pytest.fixture(params=ENGINES)
