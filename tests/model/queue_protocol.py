@@ -1,9 +1,10 @@
 """The protocol of the queue as a state machine, so small that every interleaving can be tried.
 
-One API server, some workers with a slot each, some jobs of LENGTH tokens. Actions are named like
-the functions of the library, and like what workers and API servers do around them. A token is named
-by the epoch that drew it, as another run may draw another one. What the real system does by the
-clock (an expiry, a silence) may happen here at any moment at which it could.
+API servers, some workers with a slot each, some jobs of LENGTH tokens. A job is read at the first
+API server; with a second one, its client may try again there, and the first one does not know.
+Actions are named like the functions of the library, and like what workers and API servers do around
+them. A token is named by the epoch that drew it, as another run may draw another one. What the real
+system does by the clock (an expiry, a silence) may happen here at any moment at which it could.
 
 `Bugs` are switches for errors that the design is made against; the explorer must find each.
 """
@@ -25,9 +26,11 @@ from queue_world import (
     World,
     leases,
     next_epoch,
+    place,
     put,
     put_reader,
     put_worker,
+    reads,
     write,
     wrong,
 )
@@ -35,11 +38,13 @@ from queue_world import (
 
 def steps(world: World, bugs: Bugs) -> Iterator[Step]:
     """All that may happen next."""
-    for job in range(len(world.readers)):
-        yield from submit(world, job)
-        yield from resume(world, job)
-        yield from resync(world, job)
-        yield from read_result(world, job)
+    for number in range(len(world.readers)):
+        yield from submit(world, number)
+        yield from resume(world, number, bugs)
+        yield from resync(world, number)
+        yield from read_result(world, number)
+        yield from leave(world, number)
+    for job in range(len(world.redis.jobs)):
         yield from due_orphaned(world, job)
     for at, worker in enumerate(world.workers):
         if worker.state == "up":
@@ -72,24 +77,42 @@ def dispatch(world: World, redis: Redis) -> World:
     return write(world, redis)
 
 
-def submit(world: World, at: int) -> Iterator[Step]:
+def submit(world: World, number: int) -> Iterator[Step]:
     """Also again, when Redis has lost it. (To attach to a known job changes nothing here.)"""
-    reader = world.readers[at]
-    if at and not world.readers[at - 1].asked:
+    (api, at), reader = place(world, number), world.readers[number]
+    if api and not reader.asked:
+        return
+    if at and not world.readers[number - 1].asked and not reader.asked:
         return  # jobs are alike, so the first one may as well come first
     if not world.redis.jobs[at].state and not reader.ended:
-        job = Job(state="queued", resume=reader.tokens)
-        asked = put_reader(world, at, reader._replace(asked=True))
-        yield f"submit {at}", dispatch(asked, put(world.redis, at, job))
+        job = Job(state="queued", resume=reader.tokens, api=api)
+        asked = put_reader(world, number, reader._replace(asked=True))
+        yield f"submit {at} at {api}", dispatch(asked, put(world.redis, at, job))
 
 
-def resume(world: World, at: int) -> Iterator[Step]:
-    """The reader freezes what it has, and sends an orphan on from there."""
-    job, reader = world.redis.jobs[at], world.readers[at]
-    if job.state == "orphaned" and not reader.ended:
-        after = put_reader(world, at, reader._replace(epoch=max(reader.epoch, job.epoch)))
+def leave(world: World, number: int) -> Iterator[Step]:
+    """A client tries again at the next API server, which attaches; the one it has left hears it."""
+    (api, at), reader = place(world, number), world.readers[number]
+    job, other = world.redis.jobs[at], number + len(world.redis.jobs)
+    if not reader.asked or reader.ended:
+        return
+    if job.api > api:  # it asks how the job stands, and who reads it
+        yield f"{api} lets go of {at}", put_reader(world, number, reader._replace(ended=True))
+    elif world.faults and other < len(world.readers) and job.state not in ("", "cancelled"):
+        left = put_reader(world, other, Reader(asked=True))._replace(faults=world.faults - 1)
+        attached = put(world.redis, at, job._replace(api=api + 1))
+        yield f"the client of {at} goes to {api + 1}", write(left, attached)
+
+
+def resume(world: World, number: int, bugs: Bugs) -> Iterator[Step]:
+    """The reader freezes what it has, and sends an orphan on from there; nobody else can."""
+    (api, at), reader = place(world, number), world.readers[number]
+    job = world.redis.jobs[at]
+    its = job.api == api or bugs.resume_by_anybody
+    if job.state == "orphaned" and its and reader.asked and not reader.ended:
+        after = put_reader(world, number, reader._replace(epoch=max(reader.epoch, job.epoch)))
         queued = job._replace(state="queued", resume=reader.tokens)
-        yield f"resume {at}", dispatch(after, put(world.redis, at, queued))
+        yield f"resume {at} at {api}", dispatch(after, put(world.redis, at, queued))
 
 
 def finish(world: World, at: int, run: Run, bugs: Bugs) -> Iterator[Step]:
@@ -112,7 +135,7 @@ def reap(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
     hints = frozenset(hint for hint in redis.inbox if hint[0] != worker.id)
     redis = redis._replace(alive=redis.alive - {worker.id}, inbox=hints)
     for job_at, _ in sorted(held):
-        job, reader = redis.jobs[job_at], world.readers[job_at]
+        job, reader = redis.jobs[job_at], reads(world, job_at)
         world, redis, epoch = next_epoch(world, redis)
         state = "queued" if bugs.reaper_requeues else "orphaned"
         parked = job._replace(state="cancelled" if reader.ended else state, epoch=epoch, worker=-1)
@@ -123,7 +146,7 @@ def reap(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
 def due_orphaned(world: World, at: int) -> Iterator[Step]:
     """Nobody waits for it any more."""
     job = world.redis.jobs[at]
-    if job.state == "orphaned" and world.readers[at].ended:
+    if job.state == "orphaned" and reads(world, at).ended:
         yield f"cancel {at}", write(world, put(world.redis, at, job._replace(state="cancelled")))
 
 
@@ -205,7 +228,8 @@ def generate(world: World, at: int, run: Run) -> Iterator[Step]:
         worker = worker._replace(runs=left, finished=worker.finished | {grown})
     after = put_worker(world, at, worker)
     what = f"{worker.id} generates {grown}"
-    yield what, deliver(after, grown)
+    for number in range(run.job, len(world.readers), len(world.redis.jobs)):
+        yield f"{what}, heard by {number}", deliver(after, grown, number)
     if world.faults:
         yield f"{what}, unheard", after._replace(faults=world.faults - 1)
 
@@ -213,48 +237,52 @@ def generate(world: World, at: int, run: Run) -> Iterator[Step]:
 # The reader
 
 
-def deliver(world: World, run: Run) -> World:
+def deliver(world: World, run: Run, number: int) -> World:
     """Take an event in: the fence, then trim or gap."""
-    reader, job = world.readers[run.job], world.redis.jobs[run.job]
-    if reader.ended or run.epoch < reader.epoch:
+    reader, job = world.readers[number], world.redis.jobs[run.job]
+    if not reader.asked or reader.ended or run.epoch < reader.epoch:
         return world
     if run.epoch > reader.epoch and run.epoch != job.epoch:
         return world  # Redis does not confirm it
     have, seq = reader.tokens, len(run.tokens) - 1
     reader = reader._replace(epoch=run.epoch)
     if seq > len(have):
-        return put_reader(world, run.job, reader)  # a gap; resync fills it
+        return put_reader(world, number, reader)  # a gap; resync fills it
     if run.tokens[: len(have)] != have[: len(run.tokens)]:
+        if place(world, number)[0] != job.api:  # it ends with an error; its client went elsewhere
+            return put_reader(world, number, reader._replace(ended=True))
         return wrong(world, f"the client of {run.job} gets a mixture of two runs")
-    return take(world, reader, run.job, max(have, run.tokens, key=len))
+    return take(world, reader, number, max(have, run.tokens, key=len))
 
 
-def take(world: World, reader: Reader, at: int, tokens: Tokens) -> World:
+def take(world: World, reader: Reader, number: int, tokens: Tokens) -> World:
     done = len(tokens) == LENGTH
-    return put_reader(world, at, reader._replace(tokens=tokens, ended=done))
+    return put_reader(world, number, reader._replace(tokens=tokens, ended=done))
 
 
-def resync(world: World, at: int) -> Iterator[Step]:
+def resync(world: World, number: int) -> Iterator[Step]:
     """Ask the worker that Redis names for what is missing."""
-    reader, job = world.readers[at], world.redis.jobs[at]
+    (api, at), reader = place(world, number), world.readers[number]
+    job = world.redis.jobs[at]
     for worker in world.workers:
-        if (worker.state, worker.id) != ("up", job.worker) or reader.ended:
+        if (worker.state, worker.id) != ("up", job.worker) or reader.ended or job.api != api:
             continue
         for run in worker.runs:
             holds = (run.job, run.epoch) == (at, job.epoch) and run.epoch >= reader.epoch
             if holds and len(run.tokens) > len(reader.tokens):
-                yield f"resync {at}", deliver(world, run)
+                yield f"resync {at} at {api}", deliver(world, run, number)
 
 
-def read_result(world: World, at: int) -> Iterator[Step]:
+def read_result(world: World, number: int) -> Iterator[Step]:
     """The end was lost: Redis has it."""
-    reader, job = world.readers[at], world.redis.jobs[at]
-    if job.state != "done" or reader.ended or job.epoch < reader.epoch:
+    (api, at), reader = place(world, number), world.readers[number]
+    job, what = world.redis.jobs[at], f"read {at} at {api}"
+    if job.state != "done" or not reader.asked or reader.ended or job.epoch < reader.epoch:
         return
     if job.result[: len(reader.tokens)] == reader.tokens:
-        yield f"read {at}", take(world, reader, at, job.result)
+        yield what, take(world, reader, number, job.result)
     else:  # an error that the client is told of
-        yield f"read {at}", put_reader(world, at, reader._replace(ended=True))
+        yield what, put_reader(world, number, reader._replace(ended=True))
 
 
 # What goes wrong
@@ -279,11 +307,13 @@ def invariant(world: World) -> str:
     """What is wrong with this state; "" if nothing is."""
     if world.wrong:
         return world.wrong
-    for at, (job, reader) in enumerate(zip(world.redis.jobs, world.readers, strict=True)):
+    for number, reader in enumerate(world.readers):
+        api, at = place(world, number)
+        job = world.redis.jobs[at]
         if job.accepted > 1:
             return f"two finishes of {at} were accepted"
         # With a lost write a job may run twice: its stream is whole, but Redis keeps another one.
         same = job.result[: len(reader.tokens)] == reader.tokens
-        if job.state == "done" and not same and not world.lost:
+        if job.state == "done" and api == job.api and not same and not world.lost:
             return f"the client of {at} has another answer than Redis"
     return ""

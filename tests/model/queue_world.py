@@ -15,6 +15,7 @@ class Bugs:
     pop_is_the_only_record: bool = False
     no_dedup: bool = False
     reaper_requeues: bool = False
+    resume_by_anybody: bool = False
 
 
 class Job(NamedTuple):
@@ -23,6 +24,7 @@ class Job(NamedTuple):
     state: str = ""  # "" until it is submitted
     epoch: int = 0
     worker: int = -1  # the id of an incarnation
+    api: int = 0  # the API server that reads it
     resume: Tokens = ()
     result: Tokens = ()
     accepted: int = 0  # finishes
@@ -48,7 +50,7 @@ class Worker(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """An open request of the API server."""
+    """An open request at an API server."""
 
     asked: bool = False
     epoch: int = 0
@@ -67,7 +69,7 @@ class World(NamedTuple):
     redis: Redis
     before: Redis | None  # without the last write
     workers: tuple[Worker, ...]
-    readers: tuple[Reader, ...]
+    readers: tuple[Reader, ...]  # of every job at the first API server, then at the next one
     faults: int  # that may still happen
     clock: int = 0  # never set back: it makes epochs unique
     born: int = 0
@@ -78,18 +80,18 @@ class World(NamedTuple):
 Step: TypeAlias = tuple[str, World]
 
 
-def begin(workers: int, jobs: int, faults: int) -> World:
+def begin(workers: int, jobs: int, faults: int, apis: int = 1) -> World:
     """Nothing is submitted; all workers are registered."""
     ids = range(workers)
     redis = Redis((Job(),) * jobs, frozenset(ids))
-    readers = (Reader(),) * jobs
+    readers = (Reader(),) * jobs * apis
     return World(redis, None, tuple(map(Worker, ids)), readers, faults, born=workers)
 
 
 def ended(world: World) -> bool:
     """Every client has its answer, and no job is left; one that Redis has lost is not missed."""
     over = ("done", "cancelled", "")
-    return all(reader.ended for reader in world.readers) and all(
+    return all(reader.ended or not reader.asked for reader in world.readers) and all(
         job.state in over for job in world.redis.jobs
     )
 
@@ -112,6 +114,16 @@ def put_worker(world: World, at: int, worker: Worker) -> World:
 def put_reader(world: World, at: int, reader: Reader) -> World:
     readers = (*world.readers[:at], reader, *world.readers[at + 1 :])
     return world._replace(readers=readers)
+
+
+def place(world: World, number: int) -> tuple[int, int]:
+    """The API server and the job of a reader."""
+    return divmod(number, len(world.redis.jobs))
+
+
+def reads(world: World, job: int) -> Reader:
+    """The reader that Redis knows of a job."""
+    return world.readers[world.redis.jobs[job].api * len(world.redis.jobs) + job]
 
 
 def wrong(world: World, why: str) -> World:

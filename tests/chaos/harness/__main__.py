@@ -15,6 +15,7 @@ from harness.faults import FAULTS
 from harness.report import Report
 
 _DEFAULT_HEARTBEAT = 15.0
+_DEFAULT_PAUSE = 5.0  # seconds between two faults, some of which last for 27
 
 
 class _Parts:
@@ -38,17 +39,19 @@ class _Parts:
         self._kinds = [fault for fault in FAULTS if kind in fault.name]
 
     async def storm(self, report: Report) -> None:
-        await storm.run(self._storm(1.0, self._heartbeat), report)
+        pause = self._seconds / self._faults
+        await storm.run(self._storm(self._requests, self._faults, pause, self._heartbeat), report)
 
     async def defaults(self, report: Report) -> None:
-        """The storm with the heartbeat timeout that users have, and a tenth of it all."""
-        await storm.run(self._storm(0.1, _DEFAULT_HEARTBEAT), report)
+        """A short storm with the heartbeat timeout that users have: each fault once."""
+        faults = len(self._kinds)
+        await storm.run(self._storm(200, faults, _DEFAULT_PAUSE, _DEFAULT_HEARTBEAT), report)
 
-    def _storm(self, scale: float, heartbeat: float) -> storm.Storm:
+    def _storm(self, requests: int, faults: int, pause: float, heartbeat: float) -> storm.Storm:
         return storm.Storm(
-            requests=int(self._requests * scale),
-            faults=max(5, int(self._faults * scale)),
-            pause=self._seconds / self._faults,
+            requests=requests,
+            faults=faults,
+            pause=pause,
             seed=self._seed,
             kinds=self._kinds,
             # Time for three lost workers and a Redis that hangs for 20 s.
@@ -71,7 +74,7 @@ class _Parts:
         await can_fail.run(report, seed=self._seed)
 
 
-_ALL = ("failover", "rolling", "overload", "readers", "storm", "defaults")
+PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults")
 
 
 @click.command()
@@ -91,7 +94,7 @@ def main(
     seed = seed if seed is not None else int(time.time()) % 100_000
     chosen = _Parts(seed=seed, **options)
     failed = False
-    for part in parts or _ALL:
+    for part in parts or PARTS:
         began = time.monotonic()
         report = Report(f"{part}, seed {seed}", logs=logs and logs / part)
         run: Callable[[Report], Awaitable[None]] = getattr(chosen, part)
@@ -102,4 +105,5 @@ def main(
     sys.exit(failed)
 
 
-main()
+if __name__ == "__main__":
+    main()

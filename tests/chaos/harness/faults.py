@@ -166,7 +166,10 @@ FAULTS = [
 
 
 class Schedule:
-    """Injects faults at random moments, several at a time; the same seed gives the same order."""
+    """Injects faults at random moments, several at a time; the same seed gives the same order.
+
+    Each kind comes once, in any order, until it took effect; then they are drawn by their weights.
+    """
 
     def __init__(self, cluster: Cluster, faults: list[Fault], *, seed: int, pause: float) -> None:
         self.count = Counter(dict.fromkeys((fault.name for fault in faults), 0))  # took effect
@@ -175,6 +178,7 @@ class Schedule:
         self._cluster = cluster
         self._faults = faults
         self._draw = random.Random(f"faults {seed}")
+        self._first = self._draw.sample(faults, len(faults))
         self._pause = pause  # seconds between two, on average
         self._running: set[asyncio.Task[bool]] = set()
 
@@ -187,8 +191,8 @@ class Schedule:
                     await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
                     continue
                 await asyncio.sleep(self._draw.expovariate(1 / self._pause))
-                (fault,) = self._draw.choices(self._faults, weights)
-                self.inject(fault)
+                drawn = self._draw.choices(self._faults, weights)[0]
+                self.inject(self._first.pop() if self._first else drawn)
         finally:
             if self._running:
                 await asyncio.shield(asyncio.wait(self._running))
@@ -209,3 +213,6 @@ class Schedule:
             self.count[task.get_name()] += 1
         else:
             self.missed += 1
+            name = task.get_name()
+            if not self.count[name]:
+                self._first.append(next(fault for fault in self._faults if fault.name == name))
