@@ -142,3 +142,42 @@ def test_a_large_stack_gives_results_and_errors_and_leaves_the_size():
     with pytest.raises(ZeroDivisionError):
         with_large_stack(lambda: 1 // 0)
     assert threading.stack_size() == before
+
+
+LARGE = [
+    {"type": "array", "minItems": 1_000_000_000},
+    {"properties": {"a": {"items": {"type": "array", "minItems": 1e9}}}},
+    {"type": "integer", "multipleOf": 1_000_003},
+    {"type": "integer", "multipleOf": 1_000_003_000},
+    {"type": "number", "multipleOf": 0.1000003},
+    {"type": "integer", "allOf": [{"multipleOf": 10_007}, {"multipleOf": 10_009}]},
+]
+
+
+@pytest.mark.parametrize("schema", LARGE)
+def test_a_schema_that_takes_too_many_states_is_refused(schema):
+    text = json.dumps(schema)
+    escaped = text.replace("multipleOf", "\\u006dultipleOf").replace("minItems", "min\\u0049tems")
+    for kind, value in (
+        ("json_schema", text),
+        ("grammar", f'start: "a" %json {text}'),
+        ("grammar", f"start: %json{escaped}"),
+    ):
+        with pytest.raises(InvalidRequestError, match=r"minItems is|multipleOf comes to"):
+            to_lark(Constraint(kind, value))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "minItems": 100_000, "maxItems": 2**31},
+        {"type": "integer", "multipleOf": 99_991},
+        {"type": "integer", "multipleOf": 1_000_000_000},
+        {"type": "number", "multipleOf": 0.01},
+        {"properties": {"a": {"multipleOf": 60}, "b": {"multipleOf": 7}, "minItems": {}}},
+        {"properties": {"multipleOf": {"type": "integer"}}, "required": ["multipleOf"]},
+    ],
+)
+def test_a_schema_with_such_numbers_compiles(schema):
+    grammars = Grammars(lambda: VOCABULARY, frozenset({EOS}))
+    assert grammars.matcher(Constraint("json_schema", json.dumps(schema))).allowed()
