@@ -94,9 +94,9 @@ judge: .venv/.light .venv/.transformers .venv/.dev .venv/.judges
 bench: .venv/.light .venv/.bench
 	$(BIN)/python bench/run.py $(ARGS)
 
-# Writes the tables of the last `make bench` into docs/performance.md, and draws its plot.
+# Writes the tables of the last two of `make bench` into docs/performance.md, and draws its plot.
 bench-page: .venv/.bench
-	$(BIN)/python bench/page.py
+	$(BIN)/python bench/page.py $(ARGS)
 
 # Each in an environment of its own; one that cannot be installed is left out of the table.
 bench-peers:

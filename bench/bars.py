@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tables import Report, Results, growth, median, per_request, per_token, table
 
-Bar = tuple[str, str, str, bool]
-"""(what, the bar, measured, whether it is met)"""
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar and what was measured."""
+
+    what: str
+    bar: str
+    seen: str
+    short: float  # by which share of the bar it is missed; below 0: what there is to spare
+
+    def __str__(self) -> str:
+        """Met or missed, and by how much."""
+        if self.short <= 0:
+            return f"{self.seen}: met, {-self.short:.0%} to spare"
+        return f"{self.seen}: **missed by {self.short:.0%}**"
 
 
 def _at_most(what: str, value: float, bar: float, unit: str) -> Bar:
-    return what, f"≤ {bar:g} {unit}", f"{value:.2f} {unit}", value <= bar
+    return Bar(what, f"≤ {bar:g} {unit}".strip(), f"{value:.2f}", value / bar - 1)
 
 
 def _at_least(what: str, value: float, bar: float, unit: str) -> Bar:
-    return what, f"≥ {bar:,.10g} {unit}", f"{value:,.2f} {unit}", value >= bar
+    return Bar(what, f"≥ {bar:,.10g} {unit}".strip(), f"{value:,.2f}", 1 - value / bar)
 
 
 class _Pair:
@@ -42,16 +56,27 @@ def _scenario_bars(results: Results) -> Iterator[Bar]:
         trips = one.of(lambda r: (r["redis"]["reads"] - r["redis"]["publish"]) / r["requests"])
         yield _at_most("S1 Redis round trips a request, without publishes", trips, 6, "")
     if (two := _Pair(results, "S2")).there:
-        yield _at_least("S2, one API server", two.of(lambda r: r["tokens_per_s"]), 50_000, "/s")
+        rate = two.of(lambda r: r["tokens_per_s"])
+        yield _at_least("S2 tokens/s, one API server", rate, 50_000, "/s")
+        if theirs := results["scenarios"]["S2"].get("fastchat"):
+            times = rate / median(theirs, lambda r: r["tokens_per_s"])
+            yield _at_least("S2 tokens/s against FastChat", times, 20, "x")
     if (three := _Pair(results, "S3")).there:
-        yield _at_most("S3 CPU a token, chain", three.of(per_token), 28, "µs")
+        cost = three.of(per_token)
+        yield _at_most("S3 CPU a token, chain", cost, 28, "µs")
+        for peer, bar in (("smg", 1.0), ("vllm-router", 1.0), ("fastchat", 0.05)):
+            if theirs := results["scenarios"]["S3"].get(peer):
+                ratio = cost / median(theirs, per_token)
+                yield _at_most(f"S3 CPU a token against {peer}'s chain", ratio, bar, "x")
         share = three.of(lambda r: r["tokens_per_s"])
         share /= median(three.bare, lambda r: r["tokens_per_s"])
         yield _at_least("S3 tokens/s against the bare server", share, 0.99, "")
         yield _at_most("S3 gap p99", three.of(lambda r: r["gap_ms"]["p99"]), 25, "ms")
         yield _at_most("S3 added first token, p50", three.added("ttft_ms", "p50"), 5, "ms")
     if (four := _Pair(results, "S4")).there:
-        yield _at_least("S4, one API server", four.of(lambda r: r["requests_per_s"]), 1000, "/s")
+        yield _at_least(
+            "S4 requests/s, one API server", four.of(lambda r: r["requests_per_s"]), 1000, "/s"
+        )
         yield _at_most("S4 CPU a request, chain", four.of(per_request), 1000, "µs")
 
 
@@ -77,10 +102,10 @@ def _other_bars(results: Results) -> Iterator[Bar]:
         yield _at_most(f"memory over {steady['requests']:,} requests", ratio, 1.1, "x")
 
 
-def bars_table(results: Results) -> str:
-    """All bars for which there are results."""
-    rows = [*_scenario_bars(results), *_other_bars(results)]
-    return table(
-        ["what", "bar", "measured", ""],
-        [[what, bar, seen, "met" if met else "**missed**"] for what, bar, seen, met in rows],
-    )
+def bars_table(runs: Sequence[Results]) -> str:
+    """All bars for which there are results, with a column for each run."""
+    columns = [[*_scenario_bars(results), *_other_bars(results)] for results in runs]
+    seen = {bar.what: bar.bar for bars in columns for bar in bars}
+    found = [{bar.what: str(bar) for bar in bars} for bars in columns]
+    rows = [[what, bar, *(one.get(what, "-") for one in found)] for what, bar in seen.items()]
+    return table(["what", "bar", *(results["date"] for results in runs)], rows)

@@ -1,6 +1,6 @@
-"""Writes the measured tables into docs/performance.md, and draws its plot, from the results' file.
+"""Writes the measured tables into docs/performance.md, and draws its plot, from two runs' results.
 
-python bench/page.py [--results bench/results.json]
+python bench/page.py [FILE ...]   without files: the last two of bench/results
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bars import bars_table
 from scenarios import SCENARIOS
 from tables import (
+    Report,
     Results,
     flat_table,
     median,
@@ -29,9 +31,10 @@ _MARKED = re.compile(r"(<!-- measured: begin -->\n).*(<!-- measured: end -->)", 
 
 
 def tables(results: Results) -> str:
-    """All tables, as Markdown."""
+    """All tables of a run but the bars, as Markdown."""
     rounds = f"medians of {results['rounds']} rounds" if results["rounds"] > 1 else "one round"
-    parts = [f"{results['date']}, {results['machine']}; {rounds}, size x {results['quick']:g}."]
+    size = f"size x {results['quick']:g}, {results['seconds']} s"
+    parts = [f"{results['date']}, {results['machine']}; {rounds}, {size}."]
     for name, why in results["left_out"].items():
         parts.append(f"Left out: {name} ({why.splitlines()[0]}).")
     for scenario in results["scenarios"]:
@@ -42,19 +45,28 @@ def tables(results: Results) -> str:
     for key in ("depths", "pools"):
         if results.get(key):
             parts += ["**Redis' own µs a call**", flat_table(results[key])]
-    parts += ["**Bars**", bars_table(results)]
     return "\n\n".join(parts) + "\n"
 
 
-def draw(results: Results) -> None:
-    """CPU a token in S3 and added time to the first token in S1, by chain."""
+def pooled(runs: Sequence[Results]) -> dict[str, dict[str, list[Report]]]:
+    """The reports of all runs, by scenario and chain."""
+    scenarios: dict[str, dict[str, list[Report]]] = {}
+    for results in runs:
+        for scenario, chains in results["scenarios"].items():
+            for name, reports in chains.items():
+                scenarios.setdefault(scenario, {}).setdefault(name, []).extend(reports)
+    return scenarios
+
+
+def draw(runs: Sequence[Results]) -> None:
+    """CPU a token in S3 and added time to the first token in S1, by chain; medians of all runs."""
     import matplotlib as mpl  # noqa: PLC0415 - the extra `bench`
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-    one, three = (results["scenarios"].get(name, {}) for name in ("S1", "S3"))
+    one, three = (pooled(runs).get(name, {}) for name in ("S1", "S3"))
     cost = {name: median(reports, per_token) for name, reports in three.items()}
     base = median(one["bare"], lambda r: r["ttft_ms"]["p50"]) if "bare" in one else 0.0
     time = {
@@ -78,17 +90,23 @@ def draw(results: Results) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Rewrite what stands between the marks; everything else is written by hand."""
-    results = json.loads(options.results.read_text())
+    files = options.files or sorted((HERE / "results").glob("*.json"))[-2:]
+    if not files:
+        raise SystemExit("no results: run make bench first")
+    runs = [json.loads(file.read_text()) for file in files]
+    parts = ["### Bars", bars_table(runs)]
+    for number, results in enumerate(runs, 1):
+        parts += [f"### Run {number}", tables(results)]
+    written = "\n\n".join(parts)
     text = PAGE.read_text()
-    written = tables(results)
     PAGE.write_text(_MARKED.sub(lambda found: f"{found[1]}\n{written}\n{found[2]}", text))
-    draw(results)
+    draw(runs)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("files", nargs="*", type=Path, help="of `make bench`, one for each run")
     return parser.parse_args()
 
 

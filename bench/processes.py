@@ -14,7 +14,7 @@ import psutil
 
 from queueserve.tether import Tether
 
-_PATIENCE = 60.0  # seconds for a process to answer, or to end
+_PATIENCE = 120.0  # seconds for a process to answer, or to end: LiteLLM takes half a minute
 
 
 class Process:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,16 +23,9 @@ from queue_cost import idle, run_depths, run_pools
 from redis.exceptions import RedisError
 from scenarios import SCENARIOS, measure
 
-RESULTS = Path(__file__).parent / "results.json"
+RESULTS = Path(__file__).parent / "results"
+_FAILURES = (RuntimeError, TimeoutError, OSError, RedisError, subprocess.SubprocessError)
 OTHERS = "depths,pools,idle,scale_out,open_streams,steady"
-
-
-def run_chain(name: str, scenario: str, quick: float) -> dict[str, Any]:
-    """Start a chain, measure one scenario, end the chain."""
-    plan = SCENARIOS[scenario]
-    with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
-        chain = CHAINS[name](launch, plan.tick, max(256, plan.clients))
-        return measure(chain, plan, quick=quick)
 
 
 def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
@@ -52,35 +46,47 @@ def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
 
 def _save(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write what there is: a run may be stopped."""
+    options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def run_scenarios(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Run all chains in each scenario, one after the other, in rounds."""
-    for scenario in filter(None, options.scenarios.split(",")):
-        chains = results["scenarios"].setdefault(scenario, {})
+    """Run each chain with the scenarios of one pace, one chain after the other, in rounds."""
+    asked = [name for name in options.scenarios.split(",") if name]
+    for tick in sorted({SCENARIOS[name].tick for name in asked}):
+        names = [name for name in asked if SCENARIOS[name].tick == tick]
         for _ in range(options.rounds):
-            for name in options.chains.split(","):
-                if f"{scenario} {name}" in results["left_out"]:
-                    continue
-                try:
-                    report = run_chain(name, scenario, options.quick)
-                except (MissingError, RuntimeError, TimeoutError) as error:
-                    results["left_out"][f"{scenario} {name}"] = str(error)
-                    print(f"{scenario} {name:12} left out: {error}", flush=True)
-                    continue
-                chains.setdefault(name, []).append(report)
-                _save(options, results)
+            for chain in options.chains.split(","):
+                if f"{chain}, {' '.join(names)}" not in results["left_out"]:
+                    run_chain(chain, names, options, results)
+
+
+def run_chain(
+    name: str, scenarios: list[str], options: argparse.Namespace, results: dict[str, Any]
+) -> None:
+    """Start a chain, measure scenarios of one pace, end the chain."""
+    plans = [SCENARIOS[scenario] for scenario in scenarios]
+    slots = max(256, *(plan.clients for plan in plans))
+    try:
+        with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
+            chain = CHAINS[name](launch, plans[0].tick, slots)
+            for scenario, plan in zip(scenarios, plans, strict=True):
+                report = measure(chain, plan, quick=options.quick)
+                results["scenarios"].setdefault(scenario, {}).setdefault(name, []).append(report)
                 _say(name, scenario, report)
+                _save(options, results)
+    except (MissingError, *_FAILURES) as error:
+        results["left_out"][f"{name}, {' '.join(scenarios)}"] = str(error)
+        print(f"{name:12} left out: {error}", flush=True)
 
 
 def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Run what is asked of the queue, and of more and of larger."""
     quick = options.quick
     runs: dict[str, Callable[[Launcher], Any]] = {
-        "depths": lambda launch: run_depths(launch, [10, 1000, 100_000, int(1_000_000 * quick)]),
+        "depths": lambda launch: run_depths(launch, [10, 10_000, int(1_000_000 * quick)]),
         "pools": lambda launch: run_pools(launch, [10, 100, 1000]),
-        "idle": lambda launch: idle(launch, 15 * quick),
+        "idle": lambda launch: idle(launch, 10 * quick),
         "scale_out": lambda launch: scale_out(launch, 10 * quick),
         "open_streams": lambda launch: open_streams(launch, int(10_000 * quick)),
         "steady": lambda launch: steady(launch, int(100_000 * quick)),
@@ -89,7 +95,13 @@ def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
         try:
             with tempfile.TemporaryDirectory() as scratch, Launcher(Path(scratch)) as launch:
                 results[name] = runs[name](launch)
-        except (RuntimeError, TimeoutError, OSError, RedisError) as error:
+        except (
+            RuntimeError,
+            TimeoutError,
+            OSError,
+            RedisError,
+            subprocess.SubprocessError,
+        ) as error:
             results["left_out"][name] = str(error)
         print(name, results.get(name, results["left_out"].get(name)), flush=True)
         _save(options, results)
@@ -106,9 +118,12 @@ def main(options: argparse.Namespace) -> None:
         "scenarios": {},
         "left_out": {},
     }
+    began = time.monotonic()
     run_scenarios(options, results)
     run_others(options, results)
-    print("\n" + page.tables(results))
+    results["seconds"] = round(time.monotonic() - began)
+    _save(options, results)
+    print("\n" + page.tables(results) + "\n" + page.bars_table([results]))
 
 
 def parse() -> argparse.Namespace:
@@ -119,7 +134,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--others", default=OTHERS, help=f"of {OTHERS}")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quick", type=float, default=1.0, help="a factor on all sizes and times")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    now = time.strftime("%Y%m%d-%H%M%S")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{now}.json")
     return parser.parse_args()
 
 
