@@ -15,6 +15,7 @@ from processes import cpu_seconds, memory, wait_for
 from scenarios import SCENARIOS, run_load
 
 _FILES = 100  # that a process needs besides
+_ARRIVE = 400  # streams that are opened in a second
 
 
 def scale_out(launch: Launcher, seconds: float) -> dict[str, float]:
@@ -46,11 +47,12 @@ def open_streams(launch: Launcher, streams: int) -> dict[str, float]:
     if hard < streams + _FILES:
         raise RuntimeError(f"a process may open {hard} files: too few for {streams} streams")
     chain = queueserve(launch, 5.0, streams + 10)
-    run_load(chain.url, SCENARIOS["S1"], 1.0)  # what the first requests load stays
+    run_load(chain.url, replace(SCENARIOS["S4"], clients=8), 1.0)  # what these load stays
     before = memory(chain.pids["api"])
     command = [
         *(sys.executable, "-m", "queueserve.cli", "bench", chain.url, "--model", MODEL, "--json"),
         *("--concurrency", str(streams), "--max-tokens", "100000", "--duration", "300"),
+        *("--rate", str(_ARRIVE)),
     ]
     load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from queueserve.queue.connection import ANSWER_TIMEOUT
 
@@ -26,17 +26,13 @@ CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
 _MOST = 256  # commands in one write
 
 
-async def exchange(
-    redis: Redis, commands: Sequence[bytes], *, since: float | None = None
-) -> list[Any]:
+async def exchange(redis: Redis, commands: Sequence[bytes]) -> list[Any]:
     """Send packed commands in one write; the answer of each, a ResponseError for one refused.
 
-    It takes CALL_TIMEOUT seconds at most, counted from `since` on the event loop's clock, if it is
-    given. Raises TimeoutError, RedisError or OSError if the
+    It takes CALL_TIMEOUT seconds at most. Raises TimeoutError, RedisError or OSError if the
     connection fails; nobody knows then which of them ran.
     """
-    began = asyncio.get_running_loop().time() if since is None else since
-    async with asyncio.timeout_at(began + CALL_TIMEOUT):
+    async with asyncio.timeout(CALL_TIMEOUT):
         connection = await redis.connection_pool.get_connection()
         bound, connection.socket_timeout = connection.socket_timeout, None  # ours counts for all
         try:
@@ -60,17 +56,16 @@ def pack(command: Command) -> bytes:
     return packed
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(NamedTuple):
     command: bytes
-    since: float
     answer: asyncio.Future[Any]
 
 
 class Calls:
     """Sends commands of many tasks; what comes up while some are on their way leaves together.
 
-    There is no timer: a command that is alone leaves in the next turn of the event loop.
+    There is no timer: a command that is alone leaves in the next turn of the event loop. As long as
+    Redis answers the line moves, however long it is; when it does not, all in line hear of it.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -79,12 +74,9 @@ class Calls:
         self._sending: asyncio.Task[None] | None = None
 
     async def call(self, *command: str | bytes | float) -> Any:
-        """Send a command and wait for its answer, for CALL_TIMEOUT seconds at most.
-
-        Raises TimeoutError, RedisError or OSError.
-        """
+        """Send a command and wait for its answer. Raises TimeoutError, RedisError or OSError."""
         loop = asyncio.get_running_loop()
-        call = _Call(pack(command), loop.time(), loop.create_future())
+        call = _Call(pack(command), loop.create_future())
         self._waiting.append(call)
         if self._sending is None:
             self._sending = loop.create_task(self._send())
@@ -102,10 +94,10 @@ class Calls:
         if not calls:
             return
         try:
-            # The oldest one's time is over first, and the others wait behind it.
-            answers = await exchange(
-                self._redis, [call.command for call in calls], since=calls[0].since
-            )
+            answers = await exchange(self._redis, [call.command for call in calls])
+        except (TimeoutError, RedisTimeoutError) as error:
+            calls, self._waiting = calls + self._waiting, []
+            answers = [error] * len(calls)
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             answers = [error] * len(calls)
         for call, answer in zip(calls, answers, strict=True):

@@ -87,15 +87,26 @@ async def mute():
         writer.close()
 
 
-async def test_all_that_wait_for_a_mute_server_hear_of_it(mute, monkeypatch):
+async def test_all_in_line_for_a_mute_server_hear_of_it_together(mute, monkeypatch):
     monkeypatch.setattr(module, "CALL_TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "_MOST", 2)
     redis = open_redis(mute)
     calls = Calls(redis)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     async with asyncio.timeout(BOUND):
         answers = await asyncio.gather(
-            *(calls.call("PING") for _ in range(5)), return_exceptions=True
+            *(calls.call("PING") for _ in range(200)), return_exceptions=True
         )
-        assert [type(answer) for answer in answers] == [TimeoutError] * 5
-        with pytest.raises(TimeoutError):
-            await calls.call("PING")
+    assert [type(answer) for answer in answers] == [TimeoutError] * 200
+    assert loop.time() - began < 0.2 * 20  # a hundred writes, one after the other, would take 20 s
+    with pytest.raises(TimeoutError):
+        await calls.call("PING")
     await redis.aclose()
+
+
+async def test_a_line_of_many_writes_moves_on(redis, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 3)
+    calls = Calls(redis)
+    answers = await asyncio.gather(*(calls.call("ECHO", number) for number in range(100)))
+    assert answers == [b"%d" % number for number in range(100)]
