@@ -102,6 +102,12 @@ _queue_options = options(
         default=False,
         help="Cut inputs of embeddings and scores that are too long, where a request does not say.",
     ),
+    option(
+        "--stall-timeout",
+        type=click.FloatRange(min=1),
+        default=300.0,
+        help="Seconds without a step after which a busy engine counts as stuck: the worker ends.",
+    ),
     option("--stream-interval", type=COUNT, default=1, help="Tokens in one chunk of a stream."),
     option(
         "--speed",
@@ -146,9 +152,11 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
 
 
 def _give_up(error: BaseException) -> None:
-    from workers.engines.base import EngineDiedError
+    from workers.engines.base import EngineDiedError, EngineStuckError
 
     click.echo(f"queueserve-worker: {error}", err=True)
+    if isinstance(error, EngineStuckError):
+        os._exit(1)  # an orderly end would wait for the engine's threads
     sys.exit(1 if isinstance(error, EngineDiedError) else CONFIGURATION_ERROR)
 
 

@@ -81,6 +81,10 @@ class Runner:
         """Job → epoch of everything this worker works on."""
         return dict(self._held)
 
+    def on_engine(self) -> list[str]:
+        """Names of what the engine should be working on."""
+        return [*self._runs, *self._answering]
+
     def knows(self, claim: Claim) -> bool:
         """Whether the claim is held here, or was finished here: it must not run (again)."""
         held = self._held.get(claim.job) == claim.epoch

@@ -35,6 +35,7 @@ from workers.prompting import Prompter
 from workers.runner import Runner
 from workers.templates import choose_template
 from workers.templates.dialects import Dialect, choose_dialect
+from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class WorkerSettings:
     prefix: str = "qs:"
     heartbeat_timeout: float = 15.0
     grace: float = 30.0
+    stall_timeout: float = 300.0  # an engine without a step for so long is stuck
     stream_interval: int = 1
     speed: float | None = None  # relative to the model's fastest worker; None: measured
     truncate: bool = False  # inputs of embeddings that are too long, where requests do not say
@@ -171,7 +173,8 @@ class Worker:
         ticking = asyncio.create_task(self._tick())
         incarnations = asyncio.create_task(self._incarnations())
         stopping = asyncio.create_task(stop.wait())
-        tasks: set[asyncio.Task[Any]] = {publishing, ticking, incarnations, stopping}
+        watching = asyncio.create_task(self._watch())
+        tasks: set[asyncio.Task[Any]] = {publishing, ticking, incarnations, stopping, watching}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -217,6 +220,13 @@ class Worker:
             self._loss(),
         )
         await self._leave(consumer)
+
+    async def _watch(self) -> None:
+        """Raise EngineStuckError once the engine does not come back from a step."""
+        if self._engine.info.relays:  # its requests have bounds of their own
+            await asyncio.Event().wait()
+        timeout = self._settings.stall_timeout
+        await Watchdog(self.runner.on_engine, lambda: self._engine.steps, timeout=timeout).run()
 
     async def _loss(self) -> None:
         """Wait until the engine is lost. Raises EngineDiedError if it will not come back."""

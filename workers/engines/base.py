@@ -29,6 +29,10 @@ class EngineDiedError(EngineError):
     """The engine can run nothing any more; in a new process it may."""
 
 
+class EngineStuckError(EngineDiedError):
+    """The engine does not come back from a step: the process must end without waiting for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What the engine turned out to be, once it is ready."""
