@@ -23,7 +23,7 @@ T = TypeVar("T")
 MAX_LEVELS = 1_000
 MAX_COLONS = 1_000
 MAX_ITEMS = 100_000
-"""Of a schema's minItems: llama.cpp takes a second for a million, and does nothing else then."""
+"""Of a schema's minItems and maxItems: llama.cpp counts up to them, a second for a million."""
 MAX_DIVISOR = 100_000
 """Of what a schema's multipleOfs come to: 0.8 s at this bound, minutes at ten times as much."""
 _STACK = 64 * 2**20  # bytes; they are only reserved, and taken as they are used
@@ -65,8 +65,8 @@ def _check_numbers(schema: dict[str, Any]) -> None:
     for name, value in _members(schema):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if name == "minItems" and value > MAX_ITEMS:
-            raise ValueError(f"minItems is {value}, and {MAX_ITEMS} are the most")
+        if name in ("minItems", "maxItems") and value > MAX_ITEMS:
+            raise ValueError(f"{name} is {value}, and {MAX_ITEMS} are the most")
         if name == "multipleOf":
             divisor = math.lcm(divisor, _without_tens(value))
     if divisor > MAX_DIVISOR:

@@ -147,6 +147,7 @@ def test_a_large_stack_gives_results_and_errors_and_leaves_the_size():
 LARGE = [
     {"type": "array", "minItems": 1_000_000_000},
     {"properties": {"a": {"items": {"type": "array", "minItems": 1e9}}}},
+    {"type": "array", "items": {"type": "null"}, "maxItems": 2**31 - 1},
     {"type": "integer", "multipleOf": 1_000_003},
     {"type": "integer", "multipleOf": 1_000_003_000},
     {"type": "number", "multipleOf": 0.1000003},
@@ -163,14 +164,16 @@ def test_a_schema_that_takes_too_many_states_is_refused(schema):
         ("grammar", f'start: "a" %json {text}'),
         ("grammar", f"start: %json{escaped}"),
     ):
-        with pytest.raises(InvalidRequestError, match=r"minItems is|multipleOf comes to"):
+        with pytest.raises(
+            InvalidRequestError, match=r"minItems is|maxItems is|multipleOf comes to"
+        ):
             to_lark(Constraint(kind, value))
 
 
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "array", "minItems": 100_000, "maxItems": 2**31},
+        {"type": "array", "minItems": 100_000, "maxItems": 100_000},
         {"type": "integer", "multipleOf": 99_991},
         {"type": "integer", "multipleOf": 1_000_000_000},
         {"type": "number", "multipleOf": 0.01},
