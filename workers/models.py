@@ -95,10 +95,19 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 
 
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
+    if (options.num_gpus or 1) > 1:  # its paged cache is one tensor, on one device
+        raise EngineError(
+            "transformers runs a model on one GPU: --engine vllm shares it by several"
+        )
     use = use_of_model(source.path, options.revision)
     if use != "generate":
         return _encoder(source, options, scores=use == "score")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    if (options.num_gpus or 1) > 1:  # its paged cache is one tensor, on one device
+        raise EngineError(
+            "transformers runs a model on one GPU: --engine vllm shares it by several"
+        )
 
     return TransformersEngine(
         source.path,

@@ -21,6 +21,7 @@ from workers.engines.encoder_files import Pooling, Recipe, recipe_files, recipe_
 from workers.engines.fingerprint import fingerprint
 from workers.engines.loading import checkpoint_files
 from workers.engines.pooling import Pair
+from workers.engines.transformers_placement import device_of
 from workers.engines.transformers_tokenizer import TransformersTokenizer
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
@@ -112,7 +113,7 @@ def load_encoder(
     """
     disable_progress_bar()  # a worker's output is its log
     recipe = Recipe() if scores else recipe_of(directory)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_of(device)
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and where.type == "cpu":
         wanted = torch.float32  # the models are small, and vectors are compared

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,10 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
 from workers.engines.loading import checkpoint_files
+from workers.engines.transformers_placement import device_of, placement
 from workers.engines.transformers_tokenizer import TransformersTokenizer
 from workers.engines.weights import Weights
-
-_GPU_WEIGHTS = 0.7  # of what is free there; the cache needs the rest
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
 
@@ -90,14 +88,14 @@ def _files(path: str, revision: str | None) -> list[Path]:
 
 
 def _model(path: str, revision: str | None, weights: Weights) -> Model:
-    where = torch.device(weights.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_of(weights.device)
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         revision=revision,
         trust_remote_code=False,
         output_loading_info=True,
         **_precision(weights, where),
-        **_place(weights, where),
+        **placement(weights, where),
     )
     if missing := sorted(info["missing_keys"]):
         # transformers would go on with random numbers there.
@@ -132,25 +130,6 @@ def _precision(weights: Weights, where: torch.device) -> dict[str, Any]:
         llm_int8_enable_fp32_cpu_offload=weights.is_offloaded,
     )
     return {"dtype": dtype, "quantization_config": how}
-
-
-def _place(weights: Weights, where: torch.device) -> dict[str, Any]:
-    """The arguments of from_pretrained that say where the weights are.
-
-    What is offloaded is computed on the GPU all the same: accelerate brings it there, layer by
-    layer, in every forward pass.
-    """
-    if not weights.is_offloaded:
-        return {"device_map": {"": where}}
-    if where.type != "cuda":
-        raise EngineError(f"offloading is for a GPU: on {where.type} there is nowhere to go")
-    gpu = where.index or 0
-    free = int(torch.cuda.mem_get_info(gpu)[0] * _GPU_WEIGHTS)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "device_map": "auto",
-        "max_memory": {gpu: weights.max_gpu_memory or free, "cpu": memory},
-    }
 
 
 def _cpu_dtype(dtype: Any) -> Any:

@@ -1,0 +1,53 @@
+"""Where the weights of a transformers model are: on which device, and what waits beside it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from queueserve.errors import EngineError
+from workers.engines.weights import Weights
+
+_GPU_WEIGHTS = 0.7  # of what is free there; the cache needs the rest
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return the device called `name`; None: the first GPU of CUDA's kind, else the CPU.
+
+    Raises EngineError for one that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        module: Any = torch.get_device_module(device)  # npu: once torch_npu is installed
+        there = device.type == "cpu" or module.is_available()
+        count = module.device_count() if there and device.index is not None else None
+    except (RuntimeError, AttributeError) as error:
+        raise EngineError(f"this build of torch knows no device {name!r}: {error}") from error
+    if not there:
+        raise EngineError(f"--device {name}: torch finds no such device on this machine")
+    if count is not None and device.index >= count:
+        raise EngineError(f"--device {name}: there are {count} of this kind, counted from 0")
+    return device
+
+
+def placement(weights: Weights, where: torch.device) -> dict[str, Any]:
+    """Return the arguments of from_pretrained that say where the weights are.
+
+    What is offloaded is computed on the GPU all the same: accelerate brings it there, layer by
+    layer, in every forward pass. Raises EngineError for what cannot be done on `where`.
+    """
+    if not weights.is_offloaded:
+        return {"device_map": {"": where}}
+    if where.type != "cuda":
+        raise EngineError(f"offloading is for a GPU: on {where.type} there is nowhere to go")
+    gpu = where.index or 0
+    free = int(torch.cuda.mem_get_info(gpu)[0] * _GPU_WEIGHTS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "device_map": "auto",
+        "max_memory": {gpu: weights.max_gpu_memory or free, "cpu": memory},
+    }
