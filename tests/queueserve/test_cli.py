@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from queueserve import __version__
-from queueserve.cli import _up_settings, main
+from queueserve.cli import main
 from queueserve.protocol import ModelCard
 from queueserve.queue.consumer import Consumer
 from queueserve.queue.directory import announce
 from queueserve.queue.inspect import ModelView, Snapshot, WorkerView
 from queueserve.status import render_table
+from queueserve.up_settings import up_settings
 from queueserve.welcome import Address, welcome
 from workers.cli import main as worker_command
 
@@ -136,7 +137,7 @@ def test_up_gives_its_api_server_the_keys_where_nobody_reads_them():
         "up",
         ["--api-keys", "k1,k2", "--allowed-origins", names, "--allow-credentials"],
     )
-    settings = _up_settings(context.params)
+    settings = up_settings(context.params)
     assert settings.secrets["QUEUESERVE_API_KEYS"] == "k1,k2"
     line = " ".join((*settings.api_arguments, *settings.worker_arguments))
     assert "--allowed-origins https://a.example,https://b.example" in line
