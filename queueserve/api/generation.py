@@ -149,6 +149,8 @@ async def beginning(reader: Reader, *, jobs: int, choices: int) -> Batch:
     the others for long, if another choice of the same prompt has been accepted.
     Raises the QueueServeError that ends the request.
     """
+    if jobs == 1:
+        return await reader.read()
     batch: Batch = []
     started: set[int] = set()
     prompts = jobs // choices

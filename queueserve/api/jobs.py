@@ -50,8 +50,9 @@ class Identity:
     @classmethod
     def fresh(cls, prefix: str, *, tenant: str = DEFAULT_TENANT) -> Self:
         """Make a new one; the reply's id begins with `prefix`."""
-        reply_id = f"{prefix}{secrets.token_hex(16)}"
-        return cls(reply_id=reply_id, job_id=reply_id, seed=secrets.randbits(32), tenant=tenant)
+        drawn = secrets.token_bytes(20)
+        reply_id, seed = f"{prefix}{drawn[:16].hex()}", int.from_bytes(drawn[16:])
+        return cls(reply_id=reply_id, job_id=reply_id, seed=seed, tenant=tenant)
 
     @classmethod
     def of_key(

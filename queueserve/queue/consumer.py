@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from queueserve.errors import ProtocolError
 from queueserve.protocol import Continuation, Job, decode_continuation, decode_job
-from queueserve.queue.connection import ANSWER_TIMEOUT, translated
+from queueserve.queue.connection import translated
 from queueserve.queue.exchange import exchange, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
@@ -106,12 +106,12 @@ class Consumer:
         A hint is never the only record of a job: one that is lost here comes again with a
         heartbeat. Raises RedisUnavailableError.
         """
+        inbox = self._keys.inbox(self.worker)
+        pop = pack(("BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST))
         with translated():
-            async with asyncio.timeout(_CLAIM_WAIT + ANSWER_TIMEOUT):
-                inbox = self._keys.inbox(self.worker)
-                answer = await blocking.execute_command(  # type: ignore[no-untyped-call]
-                    "BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST
-                )
+            (answer,) = await exchange(blocking, [pop], longer=_CLAIM_WAIT)
+            if isinstance(answer, ResponseError):
+                raise answer
         hints = (
             [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
         )

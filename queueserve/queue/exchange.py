@@ -26,13 +26,14 @@ CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
 _MOST = 256  # commands in one write
 
 
-async def exchange(redis: Redis, commands: Sequence[bytes]) -> list[Any]:
+async def exchange(redis: Redis, commands: Sequence[bytes], *, longer: float = 0.0) -> list[Any]:
     """Send packed commands in one write; the answer of each, a ResponseError for one refused.
 
-    It takes CALL_TIMEOUT seconds at most. Raises TimeoutError, RedisError or OSError if the
+    It takes CALL_TIMEOUT seconds at most, and those `longer` that a command may block. Raises
+    TimeoutError, RedisError or OSError if the
     connection fails; nobody knows then which of them ran.
     """
-    async with asyncio.timeout(CALL_TIMEOUT):
+    async with asyncio.timeout(CALL_TIMEOUT + longer):
         connection = await redis.connection_pool.get_connection()
         bound, connection.socket_timeout = connection.socket_timeout, None  # ours counts for all
         try:

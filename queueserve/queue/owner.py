@@ -112,12 +112,16 @@ class Owner:
             stream, standing = await self._open_once(replace(job, id=f"{job.id}.{run}"))
         return stream
 
-    async def _open_once(self, job: Job) -> tuple[JobStream, Standing]:
+    async def _subscribed(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await self._session.subscribed.wait()
         except TimeoutError:
             raise RedisUnavailableError("Redis does not answer.") from None
+
+    async def _open_once(self, job: Job) -> tuple[JobStream, Standing]:
+        if not self.ready:
+            await self._subscribed()
         session = self._session  # it may be another one by now
         stream = JobStream(job, self._close)
         if older := self._open.get(job.id):
