@@ -197,6 +197,7 @@ class Adapter:
     modules: tuple[str, ...] = ()
     extra: str = ""
     takes_arguments: bool = False
+    takes_adapters: bool = False
 
 
 ADAPTERS = {
@@ -205,7 +206,7 @@ ADAPTERS = {
     "mlx": Adapter(_mlx, ("mlx_lm",), "mlx"),
     "openai": Adapter(_openai),
     "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
-    "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True),
+    "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True, takes_adapters=True),
 }
 
 
@@ -266,6 +267,8 @@ def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
     if options.arguments and not adapter.takes_arguments:
         unknown = " ".join(options.arguments)
         raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
+    if options.adapters and not adapter.takes_adapters:
+        raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm does")
     return adapter.make(source, options)
 
 

@@ -173,6 +173,12 @@ async def test_the_options_reach_the_fake_engine():
     assert (plain.info.slots, plain.info.context_length, plain._tick) == (8, 4096, 0.02)
 
 
+def test_adapters_are_refused_where_they_cannot_be_had():
+    options = EngineOptions(adapters=(("loud", Path("there")),))
+    with pytest.raises(EngineError, match="fake engine takes no --lora-modules"):
+        make_engine(resolve("demo", "fake"), options)
+
+
 @pytest.mark.parametrize("engine", ["llama_cpp", "transformers"])
 def test_making_an_engine_imports_its_adapter_only_and_nothing_heavy(engine):
     code = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +40,26 @@ class Result:
     prompt_logprobs: tuple | None
 
 
+@contextlib.asynccontextmanager
+async def longest_gap():
+    """Measures how long the event loop runs nothing else at a time; gives a list of one number."""
+    longest = [0.0]
+
+    async def watch():
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            longest[0], last = max(longest[0], time.monotonic() - last), time.monotonic()
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    try:
+        yield longest
+        await asyncio.sleep(0.01)
+    finally:
+        watching.cancel()
+
+
 class Run:
     """A started engine and what it gives; every sequence gets a name of its own."""
 
@@ -48,7 +70,8 @@ class Run:
         self._moved = asyncio.Event()
 
     async def start(self):
-        await asyncio.wait_for(self.engine.start(self._sink), LOADED)
+        async with longest_gap() as self.gap_while_loading:
+            await asyncio.wait_for(self.engine.start(self._sink), LOADED)
         return self
 
     def _sink(self, outputs):
@@ -97,6 +120,12 @@ class Run:
             cached_tokens=outputs[0].cached_tokens,
             prompt_logprobs=outputs[0].prompt_logprobs,
         )
+
+    async def gap_while(self, prompt):
+        """Seconds that the event loop stood still at most while the prompt was read."""
+        async with longest_gap() as longest:
+            await self.generate(prompt, max_tokens=2, ignore_eos=True)
+        return longest[0]
 
     async def generate(self, prompt, generated=(), **sampling):
         return await self.end(self.add(prompt, generated, **sampling))

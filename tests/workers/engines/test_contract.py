@@ -19,6 +19,7 @@ from workers.engines.fake import FakeEngine
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NEAR = 1e-3  # two tokens whose log-probabilities are this close may change places
+HEARTBEAT = 3.0  # seconds between two; a worker is dead after 15
 MULTIBYTE = "naïve café, 日本語, 😀🎉!"
 STORY = "Once upon a time there was a"
 
@@ -388,6 +389,12 @@ async def test_given_tokens_count_for_penalties_min_tokens_and_max_tokens(run, s
     penalised = await run.generate(story, (token,) * 8, frequency_penalty=20.0, **bias)
     assert plain.tokens == (token,)
     assert penalised.tokens != (token,)
+
+
+async def test_heartbeats_are_on_time_while_a_model_loads_and_while_a_long_prompt_is_read(run):
+    assert 0 < run.gap_while_loading[0] < HEARTBEAT
+    words = await run.encode(" ".join(map(str, range(400))))  # nothing that a cache knows
+    assert 0 < await run.gap_while(words[: run.engine.info.context_length - 8]) < HEARTBEAT
 
 
 async def test_too_long_a_prompt_is_refused_and_others_go_on(run, story):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import time
-
 import pytest
 
 from queueserve.errors import EngineError
@@ -68,24 +64,3 @@ async def test_a_batch_that_breaks_is_an_error_and_the_next_one_runs(run, monkey
     assert isinstance(lost.error, EngineError)
     assert "out of memory" in lost.error.message
     assert len((await run.generate((1, 2, 3), max_tokens=4, ignore_eos=True)).tokens) == 4
-
-
-async def test_the_event_loop_stays_free_while_a_model_loads_and_a_long_prompt_is_read(
-    make_run, random_llama
-):
-    async def gaps(stop):
-        longest, last = 0.0, time.monotonic()
-        while not stop.is_set():
-            await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        return longest
-
-    stop = asyncio.Event()
-    watching = asyncio.create_task(gaps(stop))
-    engine = MlxEngine(str(random_llama(24)), slots=2)
-    run = await make_run(engine).start()
-    prompt = tuple(itertools.islice(itertools.cycle(range(200)), 250))
-    assert len((await run.generate(prompt, max_tokens=2, ignore_eos=True)).tokens) == 2
-    stop.set()
-    assert await watching < 1.0  # a heartbeat is due every 3 seconds
-    await engine.close()
