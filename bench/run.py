@@ -46,6 +46,7 @@ def _say(name: str, scenario: str, report: dict[str, Any]) -> None:
 
 def _save(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write what there is: a run may be stopped."""
+    results["seconds"] = round(time.time() - results["began"])
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -110,6 +111,7 @@ def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
 def main(options: argparse.Namespace) -> None:
     """Run, write the results, print the tables."""
     results: dict[str, Any] = {
+        "began": time.time(),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python "
         f"{platform.python_version()}",
@@ -118,10 +120,8 @@ def main(options: argparse.Namespace) -> None:
         "scenarios": {},
         "left_out": {},
     }
-    began = time.monotonic()
     run_scenarios(options, results)
     run_others(options, results)
-    results["seconds"] = round(time.monotonic() - began)
     _save(options, results)
     print("\n" + page.tables(results) + "\n" + page.bars_table([results]))
 
