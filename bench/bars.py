@@ -90,10 +90,8 @@ def _other_bars(results: Results) -> Iterator[Bar]:
     if idle := results.get("idle"):
         yield _at_most("idle: 1 API server, 10 workers", idle["commands_per_s"], 20, "commands/s")
     if out := results.get("scale_out"):
-        alone = _Pair(results, "S4")
-        if alone.ours:
-            ratio = out["us_per_request"] / alone.of(per_request)
-            yield _at_most("CPU a request, two API servers against one", ratio, 1.1, "x")
+        ratio = out["us_with_two"] / out["us_with_one"]
+        yield _at_most("CPU a request, two API servers against one", ratio, 1.1, "x")
     if streams := results.get("open_streams"):
         what = f"{streams['streams']:,} open streams, each"
         yield _at_most(what, streams["kb_per_stream"], 45, "kB")

@@ -19,21 +19,25 @@ _ARRIVE = 400  # streams that are opened in a second
 
 
 def scale_out(launch: Launcher, seconds: float) -> dict[str, float]:
-    """CPU per request in microseconds with two API servers, each with half of S4's clients."""
+    """CPU per request in microseconds with S4's load on one API server, then on two, half on each.
+
+    The load comes from two generators both times, and both servers are there.
+    """
     chain = queueserve(launch, 0.0, 256, servers=2)
+    one, two = (chain.url, chain.url), (chain.url, *chain.more_urls)
+    _loaded(chain, two, 1.5)
+    alone, both = _loaded(chain, one, seconds), _loaded(chain, two, seconds)
+    return {"us_with_one": alone, "us_with_two": both}
+
+
+def _loaded(chain: Chain, urls: tuple[str, ...], seconds: float) -> float:
     plan = SCENARIOS["S4"]
     half = replace(plan, clients=plan.clients // 2)
-    urls = (chain.url, *chain.more_urls)
+    before, engine = _spent(chain), chain.engine_seconds()
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda url: run_load(url, half, 1.5), urls))
-        before, engine = _spent(chain), chain.engine_seconds()
         reports = list(pool.map(lambda url: run_load(url, half, seconds), urls))
     spent = _spent(chain) - before - (chain.engine_seconds() - engine)
-    requests = sum(report["requests"] for report in reports)
-    return {
-        "us_per_request": spent * 1e6 / requests,
-        "requests_per_s": sum(report["requests_per_s"] for report in reports),
-    }
+    return spent * 1e6 / sum(report["requests"] for report in reports)
 
 
 def _spent(chain: Chain) -> float:

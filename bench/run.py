@@ -87,8 +87,8 @@ def run_others(options: argparse.Namespace, results: dict[str, Any]) -> None:
     runs: dict[str, Callable[[Launcher], Any]] = {
         "depths": lambda launch: run_depths(launch, [10, 10_000, int(1_000_000 * quick)]),
         "pools": lambda launch: run_pools(launch, [10, 100, 1000]),
-        "idle": lambda launch: idle(launch, 10 * quick),
-        "scale_out": lambda launch: scale_out(launch, 10 * quick),
+        "idle": lambda launch: idle(launch, 8 * quick),
+        "scale_out": lambda launch: scale_out(launch, 5 * quick),
         "open_streams": lambda launch: open_streams(launch, int(10_000 * quick)),
         "steady": lambda launch: steady(launch, int(100_000 * quick)),
     }
