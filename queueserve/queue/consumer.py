@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from queueserve.encoding import decode_continuation, decode_job
 from queueserve.errors import ProtocolError
-from queueserve.protocol import Continuation, Job, decode_continuation, decode_job
+from queueserve.protocol import Continuation, Job
 from queueserve.queue.connection import translated
 from queueserve.queue.exchange import exchange, pack
 from queueserve.queue.functions import Functions

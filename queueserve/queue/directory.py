@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from redis.asyncio import Redis
 
+from queueserve.encoding import decode_card, encode
 from queueserve.errors import ModelNotFoundError, ProtocolError
-from queueserve.protocol import ModelCard, decode_card, encode
+from queueserve.protocol import ModelCard
 from queueserve.queue.connection import translated
 from queueserve.queue.exchange import CALL_TIMEOUT
 from queueserve.queue.keys import Keys

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
+from queueserve.encoding import encode, typed
 from queueserve.errors import (
     IdempotencyConflictError,
     ProtocolError,
@@ -18,7 +19,7 @@ from queueserve.errors import (
     ServerExpiredError,
     from_code,
 )
-from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job, encode, typed
+from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job
 from queueserve.queue.connection import translated
 from queueserve.queue.exchange import CALL_TIMEOUT
 from queueserve.queue.functions import Functions

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from queueserve.encoding import encode_events
 from queueserve.errors import RedisUnavailableError
-from queueserve.protocol import Event, encode_events
+from queueserve.protocol import Event
 from queueserve.queue.connection import translated
 from queueserve.queue.consumer import Consumer, Finish
 from queueserve.queue.exchange import exchange, pack

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis
 
+from queueserve.encoding import decode_events
 from queueserve.errors import ProtocolError, RedisUnavailableError
-from queueserve.protocol import Event, decode_events
+from queueserve.protocol import Event
 from queueserve.queue.connection import Subscription
 from queueserve.queue.skips import counts, skip
 

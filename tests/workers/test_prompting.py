@@ -3,8 +3,9 @@ import threading
 
 import pytest
 
+from queueserve.encoding import decode_job, encode
 from queueserve.errors import EngineError, InvalidRequestError
-from queueserve.protocol import Job, decode_job, encode
+from queueserve.protocol import Job
 from workers.engines.fake_tokens import BOS, FakeTokenizer
 from workers.prompting import Prompter
 from workers.templates import load_template

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from queueserve.protocol import Constraint, Job, decode_job, encode
+from queueserve.encoding import decode_job, encode
+from queueserve.protocol import Constraint, Job
 from workers.engines.fake_tokens import FakeTokenizer
 from workers.prompting import Prompter
 from workers.templates import load_template

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from queueserve.encoding import encode_events
 from queueserve.errors import (
     CancelledJobError,
     ContextLengthExceededError,
@@ -16,7 +17,7 @@ from queueserve.errors import (
     QueueTimeoutError,
     RequestTimeoutError,
 )
-from queueserve.protocol import Delta, Failed, Finished, Orphaned, Started, encode_events
+from queueserve.protocol import Delta, Failed, Finished, Orphaned, Started
 from queueserve.queue.producer import Limits
 from workers.engines.fake import FakeEngine
 

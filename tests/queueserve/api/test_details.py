@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from queueserve.api.logprobs import chat_logprobs, prompt_logprobs, text_logprobs
-from queueserve.protocol import (
-    Delta,
-    Prompt,
-    Started,
-    TokenLogprob,
-    decode_events,
-    encode_events,
-)
+from queueserve.encoding import decode_events, encode_events
+from queueserve.protocol import Delta, Prompt, Started, TokenLogprob
 
 HELLO = [{"role": "user", "content": "hello"}]
 PROMPT = " the queue is é!"

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from queueserve.protocol import Answered, JobKind, encode
+from queueserve.encoding import encode
+from queueserve.protocol import Answered, JobKind
 
 QUICK = settings(
     max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True

@@ -11,15 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
+from queueserve.encoding import decode_card, decode_continuation, decode_events, decode_job, encode
 from queueserve.errors import ProtocolError, QueueServeError, RedisUnavailableError
-from queueserve.protocol import (
-    ModelCard,
-    decode_card,
-    decode_continuation,
-    decode_events,
-    decode_job,
-    encode,
-)
+from queueserve.protocol import ModelCard
 from queueserve.queue.connection import open_blocking_redis
 from queueserve.queue.directory import announce, known_cards
 from queueserve.queue.inspect import snapshot

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from queueserve.encoding import encode
 from queueserve.errors import ModelNotFoundError
-from queueserve.protocol import ModelCard, encode
+from queueserve.protocol import ModelCard
 from queueserve.queue.directory import KNOWN_FOR, Directory, announce, known_cards
 from queueserve.queue.skips import counts
 

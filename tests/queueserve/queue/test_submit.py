@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from queueserve.encoding import decode_job
 from queueserve.errors import (
     IdempotencyConflictError,
     NoWorkerError,
@@ -12,7 +13,7 @@ from queueserve.errors import (
     RequestTimeoutError,
     ServerExpiredError,
 )
-from queueserve.protocol import Constraint, Continuation, decode_job
+from queueserve.protocol import Constraint, Continuation
 from queueserve.queue.producer import Limits, Result, encode_result
 
 AT = Continuation(tokens=(1, 2), chars=3, prompt_hash="p", fingerprint="f")
