@@ -144,9 +144,14 @@ class Directory:
             ):
                 for pool in pools:
                     pipe.zcard(self._keys.pool(pool).alive)
-                counts = dict(zip(pools, await pipe.execute(), strict=True))
+                counts = await pipe.execute(raise_on_error=False)
+        alive = {
+            pool
+            for pool, count in zip(pools, counts, strict=True)
+            if count and not isinstance(count, Exception)  # a key that is not ours tells of none
+        }
         return sorted(
-            (card for card in cards.values() if counts[card.pool]),
+            (card for card in cards.values() if card.pool in alive),
             key=lambda card: card.name,
         )
 

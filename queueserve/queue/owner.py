@@ -161,9 +161,7 @@ class Owner:
     # What arrives
 
     def _message(self, message: bytes) -> None:
-        if self._session.expired:
-            self._end_session(self._session)
-            return
+        self._session.expire()  # what ends with it is not open any more
         for event in events_of(message):
             stream = self._open.get(event.job)
             if stream is None:
@@ -268,6 +266,7 @@ class Owner:
             heartbeat_timeout=self._timeout,
             lost=self._reconcile_all,
             ended=self._end_session,
+            damaged=self._end_pool,
         )
 
     def _begin_session(self) -> None:
@@ -284,13 +283,24 @@ class Owner:
         if session is not self._session:
             return
         log.warning("the registration of this API server has expired; its open requests end")
-        for stream in list(self._open.values()):
-            stream.fail(ServerExpiredError("The API server lost its connection to Redis."))
-            self._forget(stream)
+        self._expire(list(self._open.values()))
         session.over = True
         self._session = self._new_session()
         self._tasks.start(session.tasks.aclose(), "end session")
         self._begin_session()
+
+    def _end_pool(self, pool: str) -> None:
+        """What runs in one pool may have been cancelled by others; other pools go on."""
+        log.warning("Redis refuses the keys of %s; its open requests end", pool)
+        streams = [stream for stream in self._open.values() if stream.job.pool == pool]
+        self._expire(streams)
+        for stream in streams:
+            self._cancels.start(stream)  # the id lives on, so nobody else would end the job
+
+    def _expire(self, streams: list[JobStream]) -> None:
+        for stream in streams:
+            stream.fail(ServerExpiredError("The API server lost its connection to Redis."))
+            self._forget(stream)
 
 
 def _after_submit(stream: JobStream, standing: Standing) -> Need:

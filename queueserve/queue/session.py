@@ -29,7 +29,9 @@ class Session:
     """One registration of this API server. Once it has expired, its id is never used again.
 
     It is renewed in every pool in which it was confirmed. `lost` is called when a pool's state is
-    gone from Redis, and what is open must be submitted again; `ended` when the session has expired.
+    gone from Redis, and what is open must be submitted again; `ended` when the session has expired;
+    `damaged` when it has expired in one pool alone, whose keys Redis refuses: what is open there
+    ends, and the next submit registers anew.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Session:
         heartbeat_timeout: float,
         lost: Callable[[], None],
         ended: Callable[[Session], None],
+        damaged: Callable[[str], None],
     ) -> None:
         self.api = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.subscribed = asyncio.Event()
@@ -50,6 +53,7 @@ class Session:
         self._timeout = heartbeat_timeout
         self._lost = lost
         self._ended = ended
+        self._damaged = damaged
         self._confirmed: dict[str, float] = {}  # pool → when its last good beat was sent
         self._beating: set[str] = set()  # pools in which it is renewed
 
@@ -86,11 +90,16 @@ class Session:
         except RedisUnavailableError as error:
             log.warning("the functions could not be loaded: %s", error.message)
 
-    @property
-    def expired(self) -> bool:
-        """Whether others may have cancelled what runs under this id."""
-        oldest = min(self._confirmed.values(), default=None)
-        return oldest is not None and lease_clock() - oldest > self._timeout
+    def expire(self) -> None:
+        """Say where others may have cancelled what runs under this id: everywhere, or in a pool."""
+        limit = lease_clock() - self._timeout
+        stale = [pool for pool, sent in self._confirmed.items() if sent < limit]
+        if stale and len(stale) == len(self._confirmed):
+            self._ended(self)
+            return
+        for pool in stale:
+            del self._confirmed[pool]
+            self._damaged(pool)
 
     async def submit(
         self, stream: JobStream, resume: Continuation | None = None, *, known: bool = False
@@ -129,9 +138,10 @@ class Session:
 
     def _unknown(self, pool: str, sent: float) -> None:
         """Redis did not know it at `sent`: its time was up, or Redis has lost data."""
-        if self.expired:
-            self._ended(self)
-        elif self._confirmed.get(pool, sent) < sent:  # else it has been told meanwhile
+        self.expire()
+        if (
+            not self.over and self._confirmed.get(pool, sent) < sent
+        ):  # else it has been told meanwhile
             log.warning("Redis has lost the state of %s; submitting what is open again", pool)
             del self._confirmed[pool]
             self._lost()
@@ -151,10 +161,8 @@ class Session:
                     wait = min(reaped.wait, self._timeout / 5)
                 else:
                     self._unknown(pool, sent)
-                    if pool not in self._confirmed:
-                        break  # the next submit registers, and begins to beat
-            if self.expired:
-                self._ended(self)
-                break
+            self.expire()
+            if self.over or pool not in self._confirmed:
+                break  # the next submit registers, and begins to beat
             await asyncio.sleep(jittered(wait))
         self._beating.discard(pool)
