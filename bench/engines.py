@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from queueserve.protocol import Sampling
+from workers.adapters import ADAPTERS, EngineOptions, make_engine
 from workers.engines.base import Engine, Output, Sequence
-from workers.models import ADAPTERS, EngineOptions, make_engine, resolve
+from workers.models import resolve
 
 PROMPT = "Once upon a time, in a village by the sea, there lived a clockmaker named"
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kay", "Leo")

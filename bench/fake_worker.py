@@ -14,7 +14,8 @@ import uvloop
 from engine import BenchEngine
 
 from queueserve import garbage
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 
 async def main(options: argparse.Namespace) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.gpu_load import Stream, summary
 from queueserve.protocol import Sampling
+from workers.adapters import EngineOptions, ModelSource, make_engine
 from workers.engines.base import Output, Sequence
-from workers.models import EngineOptions, ModelSource, make_engine
 
 
 async def vllm_rounds(options: argparse.Namespace) -> None:

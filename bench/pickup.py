@@ -19,7 +19,8 @@ from queueserve.queue.consumer import Assignment, Consumer
 from queueserve.queue.embedded import EmbeddedRedis
 from queueserve.queue.plane import open_control_plane
 from workers.engines.fake import FakeEngine
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 PAUSE = 0.005  # seconds between jobs: the system is idle again
 

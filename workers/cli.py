@@ -204,8 +204,10 @@ def _worker(
     engine_arguments: tuple[str, ...],
     **settings: Any,
 ) -> Any:
-    from workers.models import EngineOptions, make_engine, resolve
-    from workers.worker import Worker, WorkerSettings
+    from workers.adapters import EngineOptions, make_engine
+    from workers.models import resolve
+    from workers.settings import WorkerSettings
+    from workers.worker import Worker
 
     source = resolve(path, engine)
     wanted = EngineOptions(

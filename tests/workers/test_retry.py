@@ -137,13 +137,13 @@ async def test_a_retry_gets_the_events_of_a_job_that_is_still_being_prepared(
 ):
     monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 1000.0)  # nothing asks again
     worker, _ = await house.worker()
-    go_on, encode = asyncio.Event(), worker.runner._prompter.encode
+    go_on, encode = asyncio.Event(), worker.runner._preparation._prompter.encode
 
     async def slow(job):
         await go_on.wait()
         return await encode(job)
 
-    worker.runner._prompter.encode = slow
+    worker.runner._preparation._prompter.encode = slow
     one, two = await house.plane(), await house.plane()
     job = house.job(grace=5.0)
     first = await one.owner.open(job)

@@ -10,8 +10,9 @@ import pytest
 
 from workers.engines.base import EngineStuckError
 from workers.engines.fake import FakeEngine
+from workers.settings import WorkerSettings
 from workers.watchdog import Watchdog
-from workers.worker import Worker, WorkerSettings
+from workers.worker import Worker
 
 
 class Stalling(FakeEngine):

@@ -167,15 +167,16 @@ async def test_a_lost_end_is_found_in_redis(house, read):
 async def test_a_lost_hint_is_healed_by_the_next_heartbeat(house, read):
     worker, _ = await house.worker()
     plane = await house.plane()
-    claim, worker._take = worker._take, lose_one(worker)
+    incarnation = worker._current
+    take, incarnation._take = incarnation._take, lose_one(incarnation)
     _, tokens, _ = await read(await plane.owner.open(house.job()))
     assert len(tokens) == 40
-    assert claim != worker._take
+    assert take != incarnation._take
 
 
-def lose_one(worker):
+def lose_one(incarnation):
     """The claim loop's first catch goes overboard, as when a blocked pop is cut."""
-    real, lost = worker._take, []
+    real, lost = incarnation._take, []
 
     async def take(claims, consumer):
         if not lost:

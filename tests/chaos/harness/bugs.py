@@ -34,12 +34,12 @@ end""",
 
 def pop_is_the_only_record(source: str) -> str:
     """A hint that was popped and lost is lost: heartbeats do not bring the job again."""
-    from workers.worker import Worker  # noqa: PLC0415 - the bug is in the process that asks for it
+    from workers.incarnation import Incarnation  # noqa: PLC0415 - the bug is in the process that asks for it
 
     async def agree(*_: object) -> None:
         pass
 
-    Worker._agree = agree
+    Incarnation._agree = agree
     return source
 
 

@@ -39,7 +39,7 @@ def _change_library(bug: str) -> None:
 def _use_faulty_engine(journal: Path) -> None:
     from harness.engine import FaultyEngine  # noqa: PLC0415 - API servers have no engine
 
-    from workers.models import ADAPTERS, Adapter, EngineOptions, ModelSource  # noqa: PLC0415
+    from workers.adapters import ADAPTERS, Adapter, EngineOptions, ModelSource  # noqa: PLC0415
 
     def make(_source: ModelSource, options: EngineOptions) -> FaultyEngine:
         return FaultyEngine(journal=journal, slots=options.slots or 8, tick=options.tick)

@@ -24,7 +24,8 @@ from queueserve.queue.stream import JobStream
 from queueserve.queue.turn import Turn
 from queueserve.settings import ApiSettings
 from workers.engines.fake import FakeEngine
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 BOUND = 20.0  # seconds that any single wait may take
 HEARTBEAT = 2.0

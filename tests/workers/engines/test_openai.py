@@ -17,7 +17,8 @@ from queueserve.errors import EngineError
 from queueserve.settings import ApiSettings
 from workers.engines.fake import FakeEngine
 from workers.engines.openai import OpenAIEngine
-from workers.worker import Worker, WorkerSettings
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 BOUND = 60.0
 HEARTBEAT = 2.0

@@ -14,9 +14,10 @@ from queueserve.errors import (
     InvalidRequestError,
 )
 from queueserve.protocol import Constraint, Job, Sampling
+from workers.adapters import EngineOptions, checked_api_base, make_engine
 from workers.engines.openai_answer import Answer, EventReader
 from workers.engines.openai_requests import refusal, request_of
-from workers.models import EngineOptions, checked_api_base, make_engine, resolve
+from workers.models import resolve
 
 MUST_CALL = Constraint("json_schema", "{}", "tool_choice")
 

@@ -11,9 +11,10 @@ import pytest
 
 from queueserve.errors import EngineError, InvalidRequestError
 from queueserve.protocol import Sampling
+from workers.adapters import EngineOptions, make_engine
 from workers.engines.base import Sequence
 from workers.engines.transformers_embedding import EmbeddingEngine, ScoringEngine
-from workers.models import EngineOptions, make_engine, resolve
+from workers.models import resolve
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from queueserve.errors import EngineError
+from workers.adapters import EngineOptions, make_engine
 from workers.engines.weights import Weights
-from workers.models import EngineOptions, make_engine, resolve
+from workers.models import resolve
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -11,8 +11,9 @@ import pytest
 
 from queueserve.errors import EngineError, WorkerLostError
 from queueserve.protocol import Constraint
+from workers.adapters import EngineOptions, make_engine
 from workers.engines.base import EngineDiedError, Fallible
-from workers.models import EngineOptions, make_engine, resolve
+from workers.models import resolve
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.asyncio(loop_scope="session")

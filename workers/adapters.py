@@ -1,0 +1,197 @@
+"""The engines: what an operator may say about them, and how each is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from queueserve.errors import EngineError
+from workers.defaults import Defaults
+from workers.engines.base import Engine
+from workers.engines.encoder_files import use_of_model
+from workers.engines.weights import Bits
+
+_API_KEYS = ("QUEUESERVE_API_BASE_KEY", "OPENAI_API_KEY")  # environment; never an option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model and the engine for it."""
+
+    path: str  # what the engine opens: a file, a directory or a hub id; "" for the fake engine
+    origin: str  # the model path as it was given; its card may name a chat template
+    engine: str  # a key of `ADAPTERS`
+    name: str  # what clients call it, unless --model-names says otherwise
+    sampling: Defaults = field(default_factory=dict)  # what its makers recommend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an operator may say about an engine; None leaves the choice to it.
+
+    An engine ignores what it has no use for.
+    """
+
+    slots: int | None = None  # sequences at once
+    context_length: int | None = None  # tokens of prompt and output together, for one sequence
+    dtype: str = "auto"
+    device: str | None = None
+    bits: Bits | None = None  # quantise the weights
+    max_gpu_memory: str | None = None  # of weights, as in "10GiB"; the rest is offloaded
+    cpu_offloading: bool = False  # weights may wait in the machine's memory
+    revision: str | None = None  # of a hub id
+    threads: int | None = None
+    data_dir: Path | None = None  # where converted weights are kept
+    num_gpus: int | None = None  # that share one model
+    adapters: tuple[tuple[str, Path], ...] = ()  # LoRA: names and directories
+    arguments: tuple[str, ...] = ()  # the engine's own, as on its command line
+    api_base: str | None = None  # of the server behind the openai engine
+    tick: float = 0.02  # seconds a step of the fake engine takes
+
+
+def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.fake import FakeEngine  # noqa: PLC0415
+
+    return FakeEngine(
+        slots=options.slots or 8,
+        context_length=options.context_length or 4096,
+        tick=options.tick,
+    )
+
+
+def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
+    from workers.engines.llama_cpp_embedding import LlamaCppEmbeddingEngine, embeds  # noqa: PLC0415
+
+    made = LlamaCppEmbeddingEngine if embeds(Path(source.path)) else LlamaCppEngine
+    return made(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        threads=options.threads,
+    )
+
+
+def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
+    if (options.num_gpus or 1) > 1:  # its paged cache is one tensor, on one device
+        raise EngineError(
+            "transformers runs a model on one GPU: --engine vllm shares it by several"
+        )
+    use = use_of_model(source.path, options.revision)
+    if use != "generate":
+        return _encoder(source, options, scores=use == "score")
+    from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    return TransformersEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        device=options.device,
+        bits=options.bits,
+        max_gpu_memory=options.max_gpu_memory,
+        cpu_offloading=options.cpu_offloading,
+        revision=options.revision,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+def _mlx(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.mlx import MlxEngine  # noqa: PLC0415
+
+    return MlxEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        revision=options.revision,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.vllm import VllmEngine  # noqa: PLC0415
+
+    return VllmEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        revision=options.revision,
+        num_gpus=options.num_gpus,
+        adapters=options.adapters,
+        arguments=options.arguments,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+def _encoder(source: ModelSource, options: EngineOptions, *, scores: bool) -> Engine:
+    from workers.engines.transformers_embedding import (  # noqa: PLC0415
+        EmbeddingEngine,
+        ScoringEngine,
+    )
+
+    return (ScoringEngine if scores else EmbeddingEngine)(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        threads=options.threads,
+    )
+
+
+def _openai(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.openai import OpenAIEngine  # noqa: PLC0415
+
+    return OpenAIEngine(
+        source.path,
+        api_base=checked_api_base(options.api_base),
+        api_key=next(filter(None, map(os.environ.get, _API_KEYS)), None),
+        slots=options.slots,
+        context_length=options.context_length,
+    )
+
+
+def checked_api_base(url: str | None) -> str:
+    """Return the base URL; /v1 is added to one without a path. Raises EngineError."""
+    parts = urlsplit(url or "")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EngineError("--engine openai needs --api-base, as in http://127.0.0.1:8001/v1")
+    return parts._replace(path="/v1").geturl() if parts.path in ("", "/") else parts.geturl()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An engine: how it is made, and what must be installed for it."""
+
+    make: Callable[[ModelSource, EngineOptions], Engine]
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+    takes_arguments: bool = False
+    takes_adapters: bool = False
+
+
+ADAPTERS = {
+    "fake": Adapter(_fake),
+    "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
+    "mlx": Adapter(_mlx, ("mlx_lm",), "mlx"),
+    "openai": Adapter(_openai),
+    "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
+    "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True, takes_adapters=True),
+}
+
+
+def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
+    """Return the engine, not started. Imports its adapter and no other. Raises EngineError."""
+    adapter = ADAPTERS[source.engine]
+    if options.arguments and not adapter.takes_arguments:
+        unknown = " ".join(options.arguments)
+        raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
+    if options.adapters and not adapter.takes_adapters:
+        raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm does")
+    return adapter.make(source, options)
