@@ -116,6 +116,28 @@ async def test_a_retry_of_what_only_time_has_ended_runs_anew(house, read):
     assert await house.redis.exists(f"qs:{{m}}:job:{job.id}.3") == 0
 
 
+@pytest.mark.parametrize("state", [b"orphaned", b"expired"])
+async def test_a_retry_of_what_was_delivered_runs_anew_if_its_finish_was_lost(house, read, state):
+    """The worker dies between the end that it publishes and its finish: the result is lost."""
+    worker, stop = await house.worker()
+    worker._publisher.finish = lambda *_: None
+    plane = await house.plane(heartbeat_timeout=0.5)
+    job = house.job(grace=5.0)
+    whole = await read(await plane.owner.open(job))
+    stop.set()
+    if state == b"orphaned":
+        await house.worker()
+
+    async def stands() -> bytes:
+        return await house.redis.hget(f"qs:{{m}}:job:{job.id}", "state")
+
+    await house.until(stands, equal=state)
+    if state == b"expired":
+        await house.worker()
+    text, tokens, _ = await read(await plane.owner.open(job))
+    assert (text, tokens) == whole[:2]
+
+
 async def test_the_first_reader_ends_when_a_retry_reads_at_another_server(house, read, monkeypatch):
     monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 0.5)
     await house.worker(FakeEngine(tick=0.02))

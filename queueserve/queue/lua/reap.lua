@@ -43,8 +43,8 @@ local function due_orphaned(root, id, fields, time, timeout)
     redis.call('HINCRBY', key(root, 'job', id), 'notified', 1)
     look_at(root, id, time + timeout, fields.end_by)
     publish_orphaned(root, fields.api, id, fields.epoch)
-  else
-    fail_job(root, id, 'failed', 'worker_lost', 'The worker was lost and nobody resumed the job.')
+  else -- its reader may have had the end, and only the finish was lost: 'expired', so that a retry runs anew
+    fail_job(root, id, 'expired', 'worker_lost', 'The worker was lost and nobody resumed the job.')
   end
 end
 

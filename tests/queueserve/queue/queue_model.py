@@ -188,7 +188,7 @@ class Model(Pool):
             job.look_at(self.now + TIMEOUT)
             self.publish_orphaned(job_id)
         else:
-            self.fail(job_id, "failed", "worker_lost")
+            self.fail(job_id, "expired", "worker_lost")
 
     def look_at_queued(self, job_id: str, job: Job) -> None:
         if self.now < job.queue_by:
