@@ -10,20 +10,14 @@ import pytest
 
 from workers.engines.base import EngineStuckError
 from workers.engines.fake import FakeEngine
+from workers.engines.fake_faults import FaultyEngine
 from workers.settings import WorkerSettings
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
 
-class Stalling(FakeEngine):
-    """A fake engine that can stop in the middle of everything."""
-
-    def stall(self):
-        self._handle.cancel()
-
-
 async def test_jobs_of_a_stuck_engine_go_on_elsewhere(house, redis_url, read):
-    engine = Stalling(tick=0.01)
+    engine = FaultyEngine(tick=0.01)
     settings = WorkerSettings(
         redis_url=redis_url, model_names=("m",), heartbeat_timeout=2.0, stall_timeout=1.0
     )
@@ -32,12 +26,12 @@ async def test_jobs_of_a_stuck_engine_go_on_elsewhere(house, redis_url, read):
     plane = await house.plane()
 
     async def disturb():
-        engine.stall()
         with pytest.raises(EngineStuckError, match="no step for 1 s, with 1 jobs on it"):
             await asyncio.wait_for(running, 20)
         await house.worker(FakeEngine(tick=0))
 
-    _, tokens, end = await read(await plane.owner.open(house.job()), after=5, then=disturb)
+    stalls = house.job(messages=({"role": "user", "content": "[[stall 5]]"},))
+    _, tokens, end = await read(await plane.owner.open(stalls), after=5, then=disturb)
     assert (len(tokens), end.finish_reason) == (40, "length")
 
 

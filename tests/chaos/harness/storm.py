@@ -24,7 +24,7 @@ _TRIED_FOR = 60.0  # seconds; Redis may hang for 20 of them
 _HURTFUL = (  # prompts that disturb engines, and whether they break them
     ("[[crash {}]] a poison job", True),
     ("[[oom {}]] a job that does not fit", True),
-    ("[[stall {}]] a job at which the engine pauses", False),
+    ("[[stall {} 2]] a job at which the engine pauses", False),
 )
 
 

@@ -15,6 +15,7 @@ import pytest_asyncio
 from queueserve.errors import ContextLengthExceededError, EngineError, InvalidRequestError
 from queueserve.protocol import Constraint
 from workers.engines.fake import FakeEngine
+from workers.engines.fake_faults import FaultyEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -38,6 +39,13 @@ class Subject:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def fake(make_run):
     engine = FakeEngine(slots=4, context_length=256, tick=0)
+    yield Subject(await make_run(engine).start(), truncates=False)
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def faulty(make_run):
+    engine = FaultyEngine(slots=4, context_length=256, tick=0)
     yield Subject(await make_run(engine).start(), truncates=False)
     await engine.close()
 
@@ -73,7 +81,7 @@ def vllm(vllm_run):
 
 # These two are installed by `make test-engines`, vLLM in an environment of its own.
 _HEAVY = [engine for engine, module in (("mlx", "mlx_lm"), ("vllm", "vllm")) if find_spec(module)]
-ENGINES = ["fake", "llama_cpp", "transformers", *_HEAVY]
+ENGINES = ["fake", "faulty", "llama_cpp", "transformers", *_HEAVY]
 
 
 @pytest.fixture(params=ENGINES)
