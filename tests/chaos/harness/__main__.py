@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
-from harness import can_fail, failover, overload, readers, rolling, storm
+from harness import can_fail, failover, overload, readers, rolling, soak, storm
 from harness.cluster import Size
 from harness.faults import FAULTS
 from harness.report import Report
@@ -70,6 +70,9 @@ class _Parts:
     async def readers(self, report: Report) -> None:
         await readers.run(report, seed=self._seed)
 
+    async def soak(self, report: Report) -> None:
+        await soak.run(report, requests=self._requests, seed=self._seed)
+
     async def can_fail(self, report: Report) -> None:
         await can_fail.run(report, seed=self._seed)
 
@@ -79,7 +82,9 @@ PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults")
 
 @click.command()
 @click.argument("parts", nargs=-1)
-@click.option("--requests", default=2000, show_default=True, help="In the storm, at least.")
+@click.option(
+    "--requests", default=2000, show_default=True, help="In the storm, at least; in the soak."
+)
 @click.option("--faults", default=60, show_default=True, help="In the storm, at least.")
 @click.option("--seconds", default=100.0, show_default=True, help="Over which the faults come.")
 @click.option("--seed", type=int, help="Of requests and faults.  [default: drawn]")
@@ -90,7 +95,10 @@ PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults")
 def main(
     parts: tuple[str, ...], seed: int | None, logs: Path | None, *, strict: bool, **options
 ) -> None:
-    """Run PARTS: failover, rolling, overload, readers, storm, defaults (all of these), can_fail."""
+    """Run PARTS: failover, rolling, overload, readers, storm, defaults; soak, can_fail.
+
+    Without PARTS, all before the semicolon.
+    """
     seed = seed if seed is not None else int(time.time()) % 100_000
     chosen = _Parts(seed=seed, **options)
     failed = False

@@ -27,8 +27,15 @@ _KEPT = (f"{ROOT}:job:*", f"{ROOT}:dead*", "chaos:audit")
 class Rest:
     """Remembers a cluster at rest, and says what is more than it was."""
 
-    def __init__(self, cluster: Cluster, *, within: float = _SETTLED_WITHIN) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        within: float = _SETTLED_WITHIN,
+        growth_mb: float = PROCESS_MB,
+    ) -> None:
         self._cluster = cluster
+        self._allowed_mb = growth_mb
         self._within = within  # seconds in which it must be as it was
         self._nodes: dict[str, dict[str, Any]] = {}
         self._redis: dict[str, Any] = {}
@@ -75,7 +82,7 @@ class Rest:
             return [f"{node.name} has more than before: {_more(before, now)}"]
         self.most_mb = max(self.most_mb, now["rss_mb"])
         self.growth_mb = max(self.growth_mb, now["rss_mb"] - before["rss_mb"])
-        if now["rss_mb"] > before["rss_mb"] + PROCESS_MB:
+        if now["rss_mb"] > before["rss_mb"] + self._allowed_mb:
             return [f"{node.name} grew from {before['rss_mb']} to {now['rss_mb']} MB"]
         return []
 
