@@ -78,7 +78,7 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
     if (options.num_gpus or 1) > 1:  # its paged cache is one tensor, on one device
         raise EngineError(
-            "transformers runs a model on one GPU: --engine vllm shares it by several"
+            "transformers runs a model on one GPU: --engine vllm and sglang share it by several"
         )
     use = use_of_model(source.path, options.revision)
     if use != "generate":
@@ -116,6 +116,22 @@ def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
     from workers.engines.vllm import VllmEngine  # noqa: PLC0415
 
     return VllmEngine(
+        source.path,
+        slots=options.slots,
+        context_length=options.context_length,
+        dtype=options.dtype,
+        revision=options.revision,
+        num_gpus=options.num_gpus,
+        adapters=options.adapters,
+        arguments=options.arguments,
+        cache_dir=options.data_dir and options.data_dir / "models",
+    )
+
+
+def _sglang(source: ModelSource, options: EngineOptions) -> Engine:
+    from workers.engines.sglang import SglangEngine  # noqa: PLC0415
+
+    return SglangEngine(
         source.path,
         slots=options.slots,
         context_length=options.context_length,
@@ -181,6 +197,7 @@ ADAPTERS = {
     "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
     "mlx": Adapter(_mlx, ("mlx_lm",), "mlx"),
     "openai": Adapter(_openai),
+    "sglang": Adapter(_sglang, ("sglang",), "sglang", takes_arguments=True, takes_adapters=True),
     "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
     "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True, takes_adapters=True),
 }
@@ -193,5 +210,5 @@ def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
         unknown = " ".join(options.arguments)
         raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
     if options.adapters and not adapter.takes_adapters:
-        raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm does")
+        raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm and sglang do")
     return adapter.make(source, options)

