@@ -46,7 +46,13 @@ class Rest:
         """Before: the cluster must have settled. Deletes the audit, and ended jobs."""
         for node in self._cluster.nodes:
             self._nodes[node.name] = await _status(node)
+        await until(self._all_registered, "every worker's registration there")
         self._redis = await self._redis_now()
+
+    def _all_registered(self) -> bool:
+        """A registration lapses when a busy machine delays its worker, and comes back."""
+        found = self._cluster.client.scan_iter(f"{ROOT}:worker:*", count=1000)
+        return len(list(found)) == self._cluster.size.workers
 
     async def compare(self) -> list[str]:
         """After, when it has settled again and the audit was read: what was not given back."""

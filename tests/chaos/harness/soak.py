@@ -28,7 +28,7 @@ _MANNERS = (Manner(), Manner(), Manner(key=True), Manner(vanish_at=5))
 
 async def run(report: Report, *, requests: int, seed: int) -> None:
     """Send `requests`, and compare the cluster after the second half with that after the first."""
-    size = Size(tick=0.002, slots=16, seed=seed)
+    size = Size(tick=0.002, slots=16, heartbeat=15.0, seed=seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         async with Cluster(Path(directory), size) as cluster:
             client = Client(cluster.ports, random.Random(seed))

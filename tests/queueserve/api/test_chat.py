@@ -133,7 +133,7 @@ async def test_an_unknown_model_is_a_404(api):
 
 
 async def test_a_full_queue_is_a_429_with_a_time(serve, redis_url, redis, api, until):
-    server = await serve(redis_url=redis_url, max_queue=0, heartbeat_timeout=2.0)
+    server = await serve(redis_url=redis_url, max_queue=0)
     busy = asyncio.create_task(whole(api, n=100, max_tokens=50))
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0
@@ -196,7 +196,7 @@ async def test_no_worker_within_the_queue_timeout_is_a_503(serve, redis, redis_u
         "away",
         b'{"name":"away","pool":"away","context_length":9,"engine":"x","seen":9999999999}',
     )
-    server = await serve(redis_url=redis_url, queue_timeout=0.2, heartbeat_timeout=2.0)
+    server = await serve(redis_url=redis_url, queue_timeout=0.2)
     body = {"model": "away", "messages": MESSAGES, "stream": True}
     async with httpx.AsyncClient() as client:
         answer = await client.post(f"{server.url}/v1/chat/completions", json=body)

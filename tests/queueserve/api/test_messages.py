@@ -137,7 +137,7 @@ async def test_tokens_are_counted_as_the_message_will_count_them(claude):
 
 async def test_a_key_may_come_as_anthropics_clients_send_it(serve, worker, redis_url):
     await worker()
-    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, api_keys=("right",))
+    server = await serve(redis_url=redis_url, api_keys=("right",))
     options = {"base_url": server.url, "max_retries": 0}
     async with (
         anthropic.AsyncAnthropic(api_key="right", **options) as known,

@@ -31,7 +31,7 @@ async def process(redis_url, until):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        given = {"port": port, "redis_url": redis_url, "heartbeat_timeout": 2.0} | settings
+        given = {"port": port, "redis_url": redis_url} | settings
         command = (sys.executable, "-c", f"{RUN}run(ApiSettings(**{given!r}))")
         child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         started.append(child)

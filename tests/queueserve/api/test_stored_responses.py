@@ -170,7 +170,7 @@ async def test_a_background_response_is_cancelled(slow, redis, until):
 async def test_any_api_server_shows_and_cancels_what_another_one_runs(
     slow, serve, redis_url, redis, until
 ):
-    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0)
+    server = await serve(redis_url=redis_url)
     made = await slow.create(input="Hello", background=True, **LONG)
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as other:
         stream = await other.responses.retrieve(made.id, stream=True)
@@ -299,7 +299,7 @@ async def test_a_retry_waits_until_the_first_request_has_its_job(slow, redis, un
 
 async def test_no_room_beside_what_runs_is_a_429(serve, worker, redis_url):
     await worker(tick=0.02)
-    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, max_response_bytes=12_000)
+    server = await serve(redis_url=redis_url, max_response_bytes=12_000)
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0
     ) as client:
@@ -321,7 +321,7 @@ async def test_no_room_beside_what_runs_is_a_429(serve, worker, redis_url):
 
 async def test_a_server_that_stops_fails_its_background_responses(serve, worker, redis_url, api):
     await worker(tick=0.05)
-    server = await serve(redis_url=redis_url, shutdown_grace=0.1, heartbeat_timeout=2.0)
+    server = await serve(redis_url=redis_url, shutdown_grace=0.1)
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         made = await client.responses.create(input="Hello", background=True, **LONG)
     await server.stop()
@@ -350,7 +350,7 @@ async def test_a_background_response_without_an_owner_is_failed(slow, redis, key
 
 async def test_a_tenant_does_not_see_anothers_responses(serve, worker, redis_url):
     await worker()
-    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, api_keys=("a", "b"))
+    server = await serve(redis_url=redis_url, api_keys=("a", "b"))
     options = {"base_url": f"{server.url}/v1", "max_retries": 0}
     async with (
         openai.AsyncOpenAI(api_key="a", **options) as one,
@@ -370,7 +370,7 @@ async def test_a_tenant_does_not_see_anothers_responses(serve, worker, redis_url
 
 async def test_a_server_can_store_nothing(serve, worker, redis_url):
     await worker()
-    server = await serve(redis_url=redis_url, heartbeat_timeout=2.0, response_ttl=0.0)
+    server = await serve(redis_url=redis_url, response_ttl=0.0)
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0
     ) as client:
