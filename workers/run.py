@@ -52,6 +52,7 @@ class Run:
         self.cached_tokens = 0
         self.prompt_tokens: int | None = None  # where only the end tells; else it is the prompt's
         self.started = False
+        self.fingerprint = ""  # of the engine, once it has started
         self.stopped = False  # a stop string was hit: nothing after it counts
         self.tokens: list[int] = []
         self.chars = 0  # characters that have gone out
@@ -99,6 +100,7 @@ class Run:
 
     def starting(self, fingerprint: str) -> Started:
         """The event that says the job runs here."""
+        self.fingerprint = fingerprint
         return Started(
             self.id,
             self.epoch,
@@ -167,7 +169,8 @@ class Run:
         """What is stored for a reader that missed the end."""
         tokens, stop = tuple(self.tokens), self._stops.hit
         prompt = self.prompt_tokens or len(self.prompt)
-        return Result(self.text, tokens, reason, prompt, self.cached_tokens, stop)
+        cached, mark = self.cached_tokens, self.fingerprint
+        return Result(self.text, tokens, reason, prompt, cached, stop, mark)
 
     @property
     def text(self) -> str:

@@ -78,6 +78,11 @@ class Blocks:
         return [*steps, *self._close()]
 
     @property
+    def cut(self) -> bool:
+        """Whether the last block is a call that broke off."""
+        return self._parser.cut
+
+    @property
     def reasoning(self) -> bool:
         """Whether what came last is reasoning."""
         return self._open is not None and self._open.kind == "reasoning"

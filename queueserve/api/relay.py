@@ -30,6 +30,7 @@ class Relay:
 
     async def run(self) -> bytes:
         """Return the last frames, still to be written. Raises the QueueServeError of the job."""
+        self._out.caught_up = self._look
         self._stream.watch(self._look)
         self._look()
         return await self._over
@@ -51,7 +52,7 @@ class Relay:
                 if self._stream.over:
                     self._over.set_result(frames)
                 elif frames:
-                    self._out.push(frames, caught_up=self._look)
+                    self._out.push(frames)
         except StopAsyncIteration:
             self._over.set_result(b"")
         except Exception as error:  # noqa: BLE001 - raised by `run`

@@ -93,7 +93,7 @@ class Message:
             reason = "max_tokens"
         elif stop is not None:
             reason = "stop_sequence"
-        elif any(block.kind == "call" for block in self._blocks.all):
+        elif not self._blocks.cut and any(block.kind == "call" for block in self._blocks.all):
             reason = "tool_use"
         return {"stop_reason": reason, "stop_sequence": stop}
 

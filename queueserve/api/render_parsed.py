@@ -49,6 +49,11 @@ class _Output:
         return joined([*pieces, *self._parser.end()])
 
     @property
+    def cut(self) -> bool:
+        """Whether its last call broke off."""
+        return self._parser.cut
+
+    @property
     def reasoning_tokens(self) -> int:
         """Tokens up to the end of the reasoning, its marks included."""
         if self._thought is not None:
@@ -105,9 +110,9 @@ class _Wording:
             )
         return message
 
-    def reason(self, event: Finished, calls: int) -> str:
-        """Return a choice's finish_reason."""
-        if event.finish_reason == "stop" and calls:
+    def reason(self, event: Finished, calls: int, *, cut: bool) -> str:
+        """Return a choice's finish_reason. That of calls says that they are whole."""
+        if event.finish_reason == "stop" and calls and not cut:
             return "function_call" if self._legacy else "tool_calls"
         return event.finish_reason
 
@@ -131,9 +136,10 @@ class ParsedWhole(Whole):
             case Finished():
                 pieces = self._pieces[index]
                 pieces += self._outputs[index].end(event)
-                reasoning = self._outputs[index].reasoning_tokens
-                self._tally.finished(index, event, reasoning=reasoning)
-                self._reasons[index] = self._wording.reason(event, _calls(pieces))
+                output = self._outputs[index]
+                self._tally.finished(index, event, reasoning=output.reasoning_tokens)
+                reason = self._wording.reason(event, _calls(pieces), cut=output.cut)
+                self._reasons[index] = reason
 
     def choice(self, index: int) -> dict[str, Any]:
         """Return what one job has become."""
@@ -174,10 +180,10 @@ class ParsedChunks(Chunks):
                 self._prefixes[index] = self._prefix(index)
                 return [self._chunk(index, {"delta": _OPENING})]
             case Finished():
-                frames = self._deltas(index, self._outputs[index].end(event))
-                reasoning = self._outputs[index].reasoning_tokens
-                self._tally.finished(index, event, reasoning=reasoning)
-                reason = self._wording.reason(event, self._calls[index])
+                output = self._outputs[index]
+                frames = self._deltas(index, output.end(event))
+                self._tally.finished(index, event, reasoning=output.reasoning_tokens)
+                reason = self._wording.reason(event, self._calls[index], cut=output.cut)
                 return [*frames, self._chunk(index, {"delta": {}}, reason)]
             case _:
                 return []

@@ -62,7 +62,7 @@ class Answer:
         for step in steps:
             if isinstance(step, Closed):
                 self._done[step.block.index] = "completed"
-        if self._cut:
+        if self._cut or self._blocks.cut:
             self._done[len(self._blocks.all) - 1] = "incomplete"
         return steps
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Self
 
 from starlette.types import Send
@@ -64,6 +63,8 @@ class EventStream:
         self._behind: asyncio.Task[None] | None = None  # a write that waits for the client
         self.busy = False
         """Whether the client is behind: what was pushed last has not been taken."""
+        self.caught_up: Callable[[], None] | None = None
+        """Called when it is not `busy` any more, were it by a comment that nobody has pushed."""
 
     async def __aenter__(self) -> Self:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
@@ -83,10 +84,10 @@ class EventStream:
         if self.push(frames) and self._behind is not None:
             await asyncio.shield(self._behind)
 
-    def push(self, frames: bytes, *, caught_up: Callable[[], None] | None = None) -> bool:
+    def push(self, frames: bytes) -> bool:
         """Send whole frames in one write, without waiting; must not be `busy`.
 
-        If the client is behind, `caught_up` is called once it has taken them.
+        True if the client is behind: then `caught_up` is called once it has taken them.
         """
         self._written = self._loop.time()
         if self._body is not None and self._body.push(frames):
@@ -96,16 +97,16 @@ class EventStream:
         if waiting is None:
             return False
         self._behind, self.busy = asyncio.create_task(finish(sending, waiting)), True
-        self._behind.add_done_callback(partial(self._caught_up, caught_up))
+        self._behind.add_done_callback(self._taken)
         return True
 
-    def _caught_up(self, then: Callable[[], None] | None, task: asyncio.Task[None]) -> None:
+    def _taken(self, task: asyncio.Task[None]) -> None:
         self._behind, self.busy = None, False
         self._written = self._loop.time()
         if not task.cancelled() and (error := task.exception()):
             log.error("a write failed", exc_info=error)
-        if then is not None and not task.cancelled():
-            then()
+        if self.caught_up is not None and not task.cancelled():
+            self.caught_up()
 
     async def end(self, frames: bytes = b"") -> None:
         """Send the last frames and the end of the answer."""

@@ -50,12 +50,12 @@ class Offer:
     def constraint(self, wanted: Constraint | None) -> Constraint | None:
         """Return what binds the output: to calls that must come, or to what the request wants.
 
-        Where an answer in JSON is wanted and a call may come instead, it is to one of both. Raises
-        InvalidRequestError for a wish beside a call that must come, and for schemas that are too
-        long or too deep.
+        Where an answer in JSON is wanted and a call may come instead, it is to one of both. Beside
+        a call that must come, a `response_format` has no text to bind. Raises InvalidRequestError
+        for another wish beside it, and for schemas that are too long or too deep.
         """
         if self.required:
-            if wanted is not None:
+            if wanted is not None and wanted.param != "response_format":
                 raise InvalidRequestError(
                     "tool_choice asks for a call, which binds the output: it cannot be bound to "
                     "anything else, too.",

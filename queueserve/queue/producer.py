@@ -42,6 +42,7 @@ class Result:
     prompt_tokens: int
     cached_tokens: int
     stop: str | None = None  # the stop string that has ended the text
+    fingerprint: str = ""  # of the engine that wrote it
 
 
 @dataclass(frozen=True, slots=True)

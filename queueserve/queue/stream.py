@@ -279,11 +279,9 @@ class JobStream:
             if self.job.show_prompt:  # only the worker knew what it became
                 self.fail(WorkerLostError("What the prompt became was lost with its worker."))
                 return Need.NOTHING
-            self._begin(
-                Started(
-                    self.job.id, epoch, 0, result.prompt_tokens, result.cached_tokens, "", "", ""
-                )
-            )
+            told, cached = result.prompt_tokens, result.cached_tokens
+            mark = result.fingerprint
+            self._begin(Started(self.job.id, epoch, 0, told, cached, "", mark, ""))
         self.epoch = self._begun = epoch
         if tokens := result.tokens[have:]:
             text = result.text[self.chars :]

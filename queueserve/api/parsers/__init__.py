@@ -41,6 +41,7 @@ class Plain:
     """Content is all there is."""
 
     thought: int | None = None
+    cut = False
 
     def feed(self, text: str) -> list[Piece]:
         """Return the text."""
@@ -70,6 +71,11 @@ class OneCall:
     def thought(self) -> int | None:
         """As the parser has it."""
         return self._parser.thought
+
+    @property
+    def cut(self) -> bool:
+        """Whether the call that counts broke off."""
+        return self._calls == 1 and self._parser.cut
 
     def _counts(self, piece: Piece) -> bool:
         self._calls += isinstance(piece, Call)

@@ -62,7 +62,7 @@ def stream_call(source: Source, give: Give, name: str) -> Reading[None]:
     try:
         yield from source.value(lambda text: give(Arguments(text)))
     except MalformedError:
-        return
+        source.cut = True
 
 
 def _remainder(source: Source, give: Give) -> Reading[None]:

@@ -27,6 +27,11 @@ class IncrementalParser(ABC):
         self._source.finish()
         return self._advance()
 
+    @property
+    def cut(self) -> bool:
+        """Whether the last call broke off where the text ended."""
+        return self._source.cut
+
     @abstractmethod
     def _parse(self) -> Reading[None]:
         """Read the whole text."""

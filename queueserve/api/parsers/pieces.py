@@ -61,6 +61,10 @@ class Parser(Protocol):
     def thought(self) -> int | None:
         """Characters at whose end the reasoning was over; None while it goes on or never began."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether the arguments of the last call broke off at the end of the text."""
+
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
     """Return the pieces with neighbours of one kind made one, and without empty ones."""

@@ -29,6 +29,11 @@ class ReasoningParser(IncrementalParser):
         self._tags = tags
         self._inner = inner
 
+    @property
+    def cut(self) -> bool:
+        """As what follows the reasoning has it."""
+        return self._inner.cut
+
     def _parse(self) -> Reading[None]:
         source = self._source
         source.mark()

@@ -34,6 +34,7 @@ class Source:
         self._mark: int | None = None
         self._dropped = 0
         self._final = False
+        self.cut = False  # a call broke off where the text ended
 
     def push(self, text: str) -> None:
         """Add what has come."""

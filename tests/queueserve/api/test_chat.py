@@ -153,6 +153,7 @@ async def test_an_idempotency_key_gives_the_same_answer_without_a_second_run(api
     first = await whole(api, max_tokens=20, extra_headers=headers)
     second = await whole(api, max_tokens=20, extra_headers=headers)
     assert second.id == first.id
+    assert second.system_fingerprint == first.system_fingerprint
     assert second.choices[0].message.content == first.choices[0].message.content
     assert len(await redis.keys("qs:{m}:job:idem-*")) == 1
 

@@ -98,6 +98,22 @@ async def test_a_client_that_is_behind_gets_all_of_it_in_one_write_later(client,
     assert client.bodies == [b"|a", b"b"]
 
 
+async def test_a_comment_that_waits_for_the_client_holds_back_no_end(client, until):
+    stream = running()
+    async with EventStream(client.send, interval=0.01, keep_alive=b": hm") as out:
+        over = asyncio.create_task(Relay(stream, render, out, Turn()).run())
+        await turns()
+        client.reads.clear()
+        await until(lambda: out.busy)  # with a comment
+        stream.accept(Started("j", 1, 0, 1, 0, "h", "f", "w"))
+        give(stream, "a")
+        stream.accept(Finished("j", 1, 1, 1, "!", "stop"))
+        await turns()
+        client.reads.set()
+        async with asyncio.timeout(5):
+            assert await over == b"|a|!"
+
+
 async def test_a_failed_job_ends_it_after_what_had_come(client, job):
     stream, over = job
     stream.accept(Started("j", 1, 0, 1, 0, "h", "f", "w"))

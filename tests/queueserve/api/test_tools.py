@@ -95,6 +95,24 @@ async def test_a_call_in_one_piece(by_hand):
     assert answer.usage.completion_tokens_details.reasoning_tokens == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(
+    "said,reason",
+    [
+        (call()[:-20], "stop"),
+        (call() + call()[:-20], "stop"),
+        (call().removesuffix("</tool_call>"), "tool_calls"),
+        (call(), "tool_calls"),
+    ],
+)
+async def test_only_whole_calls_end_as_calls(by_hand, said, reason, parallel, stream):
+    got = await ask(by_hand, said, stream=stream, parallel_tool_calls=parallel)
+    choice = (got[-1] if stream else got).choices[0]
+    first_counts = not parallel and said.startswith(call())
+    assert choice.finish_reason == ("tool_calls" if first_counts else reason)
+
+
 async def test_a_call_in_a_stream_comes_in_openais_order(by_hand):
     text = call()
     got = await ask(by_hand, *text, stream=True)
@@ -442,6 +460,15 @@ def test_an_answer_in_json_has_the_properties_that_are_named_and_no_others():
     assert json.loads(constraint.value) == open_schema | {"additionalProperties": False}
 
 
+@pytest.mark.parametrize("choice", ["required", named("add"), allowed("required", "add")])
+@pytest.mark.parametrize("wanted", [{"type": "json_object"}, wants(PARAMETERS)])
+def test_beside_a_call_that_must_come_an_answers_form_has_nothing_to_bind(choice, wanted):
+    fields = {"tool_choice": choice}
+    constraint = job(response_format=wanted, **fields).constraint
+    assert constraint == job(**fields).constraint
+    assert parsing_of(request(response_format=wanted, **fields), CARD, constraint).tools == "json"
+
+
 @pytest.mark.parametrize("fields", [{"guided_regex": "a+"}, {"guided_choice": ["a", "b"]}])
 def test_other_constraints_leave_no_room_for_calls(fields):
     constraint = job(**fields).constraint
@@ -480,8 +507,6 @@ BAD = [
             {"guided_grammar": "start: /a/"},
             {"guided_json": {}},
             {"structured_outputs": {"json_object": True}},
-            {"response_format": {"type": "json_object"}},
-            {"response_format": wants(PARAMETERS)},
         )
     ),
     ({"chat_template_kwargs": DEEP}, "chat_template_kwargs", "invalid_value"),

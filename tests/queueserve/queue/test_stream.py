@@ -229,12 +229,13 @@ def standing(state, *, epoch=1, result=None, error=None):
 
 @pytest.mark.parametrize("have", range(len(TEXTS) + 1))
 async def test_a_lost_tail_comes_from_the_stored_result(have):
-    result = Result(WHOLE[0], tuple(WHOLE[1]), "stop", 5, 0)
+    result = Result(WHOLE[0], tuple(WHOLE[1]), "stop", 5, 0, fingerprint="engine 1")
     reader = stream()
     if have:
         reader.accept(started())
         reader.accept(delta(0, have))
     assert reader.stand(standing("done", result=result)) is Need.NOTHING
+    assert have or reader.started.fingerprint == "engine 1"
     assert await read(reader) == WHOLE
 
 
