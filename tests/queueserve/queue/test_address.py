@@ -146,11 +146,10 @@ async def tls(redis_url, certificates):
     tasks: set[asyncio.Task] = set()
 
     async def pipe(reader, writer) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.closing(writer), contextlib.suppress(OSError):  # also when it is cancelled
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
-        writer.close()
 
     async def accept(reader, writer) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
