@@ -7,7 +7,9 @@ its end still go through the layers.
 
 from __future__ import annotations
 
-from starlette.types import Scope
+from functools import partial
+
+from starlette.types import Message, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _EXTENSION = "queueserve.chunked"
@@ -69,6 +71,19 @@ class ChunkingProtocol(HttpToolsProtocol):
         """Offer it to the application, which runs in a later turn of the event loop."""
         super().on_headers_complete()
         self.scope["extensions"] = {_EXTENSION: {"cycle": self.cycle}}
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = partial(_send_whole, self.cycle)  # type: ignore[method-assign]
+
+
+async def _send_whole(cycle: RequestResponseCycle, message: Message) -> None:
+    """Send to a client of HTTP/1.0, which knows no chunks: the answer ends with the connection.
+
+    uvicorn would chunk it. It checks a body against its length; here that is what is sent.
+    """
+    cycle.chunked_encoding = False
+    if message["type"] == "http.response.body":
+        cycle.expected_content_length = len(message.get("body", b""))
+    await RequestResponseCycle.send(cycle, message)  # type: ignore[arg-type]
 
 
 def chunked_body(scope: Scope) -> ChunkedBody | None:

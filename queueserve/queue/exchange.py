@@ -24,6 +24,7 @@ Command: TypeAlias = tuple[str | bytes | int | float, ...]
 CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
 """Seconds for a call with the wait for a free connection."""
 _MOST = 256  # commands in one write
+_MOST_BYTES = 1 << 20  # of them, but for one that is larger: all in a write share its time
 
 
 async def exchange(redis: Redis, commands: Sequence[bytes], *, longer: float = 0.0) -> list[Any]:
@@ -86,10 +87,20 @@ class Calls:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                calls, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                await self._exchange([call for call in calls if not call.answer.done()])
+                await self._exchange(self._next())
         finally:
             self._sending = None
+
+    def _next(self) -> list[_Call]:
+        """Take from the line what leaves together."""
+        size = count = 0
+        for call in self._waiting[:_MOST]:
+            size += len(call.command)
+            if count and size > _MOST_BYTES:
+                break
+            count += 1
+        calls, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [call for call in calls if not call.answer.done()]
 
     async def _exchange(self, calls: list[_Call]) -> None:
         if not calls:

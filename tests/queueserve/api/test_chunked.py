@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from functools import partial
 
 import pytest
 import uvicorn
+from starlette.responses import Response
 
 from queueserve.api.chunked import ChunkedBody, ChunkingProtocol, chunked_body
 from queueserve.api.sse import EventStream
@@ -26,7 +28,7 @@ async def answer_of():
     """Serve an application once; gives what a client reads until the connection closes."""
     stack = contextlib.AsyncExitStack()
 
-    async def start(app) -> bytes:
+    async def start(app, version: str = "1.1") -> bytes:
         async def served(scope, receive, send):
             await receive()
             await app(scope, send)
@@ -37,7 +39,7 @@ async def answer_of():
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         async with asyncio.timeout(BOUND):
             reader, writer = await asyncio.open_connection(*listening.getsockname())
-            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            writer.write(f"GET / HTTP/{version}\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()
             server.should_exit = True
@@ -64,6 +66,25 @@ async def test_the_bytes_on_the_wire_are_the_same(answer_of, pieces):
     assert short == long
     assert short.startswith(b"HTTP/1.1 200 OK\r\n")
     assert short.endswith(b"3\r\nend\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("pieces", [[], [b""], [b"a"], [b"", b"a", b"bc"], [b"x" * 300_000] * 3])
+async def test_a_client_of_http_1_0_gets_no_chunks(answer_of, pieces, direct):
+    app = partial(stream, direct=direct, pieces=pieces)
+    head, _, body = (await answer_of(app, "1.0")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert body == b"".join(pieces) + b"end"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_an_answer_with_a_length_keeps_it(answer_of, version):
+    async def whole(scope, send) -> None:
+        await Response(b"whole")(scope, None, send)
+
+    answer = await answer_of(whole, version)
+    assert b"content-length: 5\r\n" in answer
+    assert answer.endswith(b"\r\n\r\nwhole")
 
 
 async def test_an_application_that_fails_after_the_head_closes_the_connection(answer_of):

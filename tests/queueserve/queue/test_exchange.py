@@ -110,3 +110,19 @@ async def test_a_line_of_many_writes_moves_on(redis, monkeypatch):
     calls = Calls(redis)
     answers = await asyncio.gather(*(calls.call("ECHO", number) for number in range(100)))
     assert answers == [b"%d" % number for number in range(100)]
+
+
+async def test_large_commands_do_not_share_a_write(redis, monkeypatch):
+    sizes = []
+
+    async def recorded(to, commands):
+        sizes.append(list(map(len, commands)))
+        return await exchange(to, commands)
+
+    monkeypatch.setattr(module, "exchange", recorded)
+    monkeypatch.setattr(module, "_MOST_BYTES", 100)
+    texts = ["a" * 20, "b" * 20, "c" * 500, "d" * 20, "e" * 80]
+    calls = Calls(redis)
+    answers = await asyncio.gather(*(calls.call("ECHO", text) for text in texts))
+    assert answers == [text.encode() for text in texts]
+    assert list(map(len, sizes)) == [2, 1, 1, 1]
