@@ -71,9 +71,10 @@ class EventStream:
         self._beat = self._loop.call_later(self._interval, self._keep_alive)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failed: object, *_: object) -> None:
         self._beat.cancel()
-        if self._behind is not None:
+        self.caught_up = None
+        if failed and self._behind is not None:  # else what it writes comes before the end
             self._behind.cancel()
             await asyncio.wait((self._behind,))
 
@@ -109,7 +110,9 @@ class EventStream:
             self.caught_up()
 
     async def end(self, frames: bytes = b"") -> None:
-        """Send the last frames and the end of the answer."""
+        """Send the last frames and the end of the answer, after what still waits for the client."""
+        if self._behind is not None:
+            await self._behind
         await self._send({"type": "http.response.body", "body": frames, "more_body": False})
 
     def _keep_alive(self) -> None:

@@ -114,6 +114,21 @@ async def test_a_comment_that_waits_for_the_client_holds_back_no_end(client, unt
             assert await over == b"|a|!"
 
 
+async def test_a_stream_that_is_stopped_while_its_client_is_behind_has_no_gap(client):
+    async with EventStream(client.send, interval=60) as out:
+        client.reads.clear()
+        writing = asyncio.create_task(out.write(b"a"))
+        await turns()
+        writing.cancel()  # as by a shutdown
+        await turns()
+    ending = asyncio.create_task(out.end(b"stopped"))
+    await turns()
+    client.reads.set()
+    async with asyncio.timeout(5):
+        await ending
+    assert client.bodies == [b"a", b"stopped"]
+
+
 async def test_a_failed_job_ends_it_after_what_had_come(client, job):
     stream, over = job
     stream.accept(Started("j", 1, 0, 1, 0, "h", "f", "w"))
