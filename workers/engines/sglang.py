@@ -1,10 +1,11 @@
-"""The SGLang engine: its Engine in a thread of this process, its scheduler in others. Never run.
+"""The SGLang engine: its Engine in a thread of this process, its scheduler in others.
 
-SGLang needs NVIDIA's libraries, so this adapter is written against the source of SGLang 0.5.23 and
-has been run nowhere. It has a thread and an event loop of its own, for three reasons: on the main
-thread SGLang takes the signals of this process for itself; its processes end with the thread that
-started them (PR_SET_PDEATHSIG); and what it does for each request leaves our event loop free. This
-file passes sequences to that thread and outputs back; `sglang_*` is what runs there.
+Never run on a GPU, and the contract never ran on it: one greedy sequence of SmolLM2 with its
+log-probabilities came from SGLang 0.5.23 on a CPU. The adapter has a thread and an event loop of
+its own, for three reasons: on the main thread SGLang takes the signals of this process for itself;
+its processes end with the thread that started them (PR_SET_PDEATHSIG); and what it does for each
+request leaves our event loop free. This file passes sequences to that thread and outputs back;
+`sglang_*` is what runs there.
 """
 
 from __future__ import annotations
@@ -103,8 +104,6 @@ class SglangEngine:
                 ready.set_exception(error)
 
         error = None
-        self._theirs = asyncio.new_event_loop()
-        asyncio.set_event_loop(self._theirs)
         try:
             self._load()
         except EngineError as problem:
@@ -133,7 +132,7 @@ class SglangEngine:
         if self._closed:  # nobody waits for it any more
             serving.shutdown()
             return
-        self._serving = serving
+        self._theirs, self._serving = serving.loop, serving
 
     def _directory(self) -> str:
         path = Path(self._model_path)

@@ -105,6 +105,7 @@ class Serving:
     def __init__(self, loaded: Loaded, step: Step) -> None:
         self._llm = loaded.llm
         self._context = loaded.info.context_length
+        self.loop: asyncio.AbstractEventLoop = loaded.llm.loop  # SGLang makes it for its thread
         self.dimensions = loaded.dimensions
         self._step = step
         self._given: list[tuple[Sequence, Output]] = []
