@@ -19,6 +19,9 @@ from queueserve.api.parsers import (
     joined,
     make_parser,
 )
+from queueserve.api.render_messages import Message
+from queueserve.api.response import Answer
+from queueserve.protocol import Finished
 
 NAMES = ("get_weather", "add")
 
@@ -271,3 +274,22 @@ def test_the_arguments_are_exactly_those_that_were_written(tools, made, ascii_on
     pairs = [(name, json.dumps(value, ensure_ascii=ascii_only)) for name, value in made]
     text = "".join(FORMS[tools](name, arguments) for name, arguments in pairs)
     assert parse(*text, tools=tools) == calls(*pairs)
+
+
+WHOLE_CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+
+
+@pytest.mark.parametrize("reasoning", [None, "think"])
+@pytest.mark.parametrize("said,cut", [(WHOLE_CALL, False), (WHOLE_CALL[:-16], True), ("Hi", False)])
+def test_a_call_that_broke_off_is_whole_in_no_dialect(said, cut, reasoning):
+    def parser():
+        return make_parser(tools="hermes", names=["f"], reasoning=reasoning)
+
+    end = Finished("j", 1, 3, 0, said, "stop")
+    message, answer = Message("msg_a", "m", parser()), Answer({"id": "resp_a"}, parser())
+    message.take(end)
+    answer.take(end)
+    called = said != "Hi" and not cut
+    assert message.stopped()["stop_reason"] == ("tool_use" if called else "end_turn")
+    (item,) = answer.response()["output"]
+    assert item["status"] == ("incomplete" if cut else "completed")
