@@ -108,6 +108,11 @@ def translated() -> Iterator[None]:
         ) from error
 
 
+def of_another(error: ResponseError) -> bool:
+    """Whether a key is not of our type: somebody else has written it."""
+    return "WRONGTYPE" in str(error)
+
+
 class Subscription:
     """One channel on a connection of its own; iterate messages with `next`.
 

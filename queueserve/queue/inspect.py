@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from queueserve.queue.connection import translated
+from queueserve.queue.connection import of_another, translated
 from queueserve.queue.directory import known_cards
 from queueserve.queue.keys import Keys, PoolKeys
 from queueserve.queue.skips import skip
@@ -64,7 +65,15 @@ async def snapshot(redis: Redis, prefix: str = "qs:") -> Snapshot:
     for pool in sorted({card.pool for card in cards}):
         names = sorted(card.name for card in cards if card.pool == pool and card.name != pool)
         context = max(card.context_length for card in cards if card.pool == pool)
-        model, servers = await _model(redis, keys.pool(pool), pool, tuple(names), context)
+        with translated():
+            try:
+                seen = await _model(redis, keys.pool(pool), pool, tuple(names), context)
+            except ResponseError as error:  # the others can still be shown
+                if not of_another(error):
+                    raise
+                skip(log, "pool", f"{pool}: {error}")
+                continue
+        model, servers = seen
         models.append(model)
         apis.update(servers)
     return Snapshot(tuple(models), tuple(sorted(apis)))
@@ -73,17 +82,16 @@ async def snapshot(redis: Redis, prefix: str = "qs:") -> Snapshot:
 async def _model(
     redis: Redis, pool: PoolKeys, name: str, aliases: tuple[str, ...], context: int
 ) -> tuple[ModelView, list[str]]:
-    with translated():
-        async with redis.pipeline(transaction=False) as pipe:
-            pipe.zrange(pool.alive, 0, -1)
-            pipe.zcard(pool.queue)
-            pipe.zrange(pool.queue, 0, 0)
-            pipe.zrange(pool.apis, 0, -1)
-            pipe.zcard(pool.alone)
-            pipe.hget(pool.state, "skipped")
-            alive, depth, head, apis, alone, skipped = await pipe.execute()
-        first = pool.job(head[0].decode(errors="replace")) if head else ""
-        submitted = await redis.hget(first, "submitted") if head else None  # type: ignore[misc]
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.zrange(pool.alive, 0, -1)
+        pipe.zcard(pool.queue)
+        pipe.zrange(pool.queue, 0, 0)
+        pipe.zrange(pool.apis, 0, -1)
+        pipe.zcard(pool.alone)
+        pipe.hget(pool.state, "skipped")
+        alive, depth, head, apis, alone, skipped = await pipe.execute()
+    first = pool.job(head[0].decode(errors="replace")) if head else ""
+    submitted = await redis.hget(first, "submitted") if head else None  # type: ignore[misc]
     known = submitted if submitted and submitted.isdigit() else None
     oldest = time.time() - int(known) / 1e6 if known else 0.0
     workers = await _workers(redis, pool, [worker.decode(errors="replace") for worker in alive])
@@ -102,14 +110,13 @@ async def _model(
 
 
 async def _workers(redis: Redis, pool: PoolKeys, ids: list[str]) -> list[WorkerView]:
-    with translated():
-        async with redis.pipeline(transaction=False) as pipe:
-            for worker in ids:
-                pipe.hgetall(pool.worker(worker))
-                pipe.pttl(pool.worker(worker))
-                pipe.zscore(pool.free, worker)
-                pipe.hkeys(pool.lease(worker))
-            rows = await pipe.execute(raise_on_error=False)
+    async with redis.pipeline(transaction=False) as pipe:
+        for worker in ids:
+            pipe.hgetall(pool.worker(worker))
+            pipe.pttl(pool.worker(worker))
+            pipe.zscore(pool.free, worker)
+            pipe.hkeys(pool.lease(worker))
+        rows = await pipe.execute(raise_on_error=False)
     quads = zip(*[iter(rows)] * 4, strict=True)
     views = [_readable(worker, quad) for worker, quad in zip(ids, quads, strict=True) if quad[0]]
     return [view for view in views if view is not None]

@@ -8,12 +8,14 @@ import random
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from queueserve.errors import RedisUnavailableError
-from queueserve.queue.connection import translated
+from queueserve.queue.connection import of_another, translated
 from queueserve.queue.directory import known_cards
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
+from queueserve.queue.skips import skip
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,14 @@ async def declare_dead(redis: Redis, keys: Keys, process: str, *, heartbeat_time
     with translated():
         pools = {card.pool for card in await known_cards(redis, keys)}
         for pool in pools:
-            for worker in await redis.zrange(keys.pool(pool).alive, 0, -1):
+            try:
+                alive = await redis.zrange(keys.pool(pool).alive, 0, -1)
+            except ResponseError as error:  # the others' can still be reaped
+                if not of_another(error):
+                    raise
+                skip(log, "pool", f"{pool}: {error}")
+                continue
+            for worker in alive:
                 name = worker.decode(errors="replace")
                 if name.rpartition("-")[0] == process:  # a host may be called like host and pid
                     await reaper.reap(pool, dead=name)

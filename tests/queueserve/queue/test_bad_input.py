@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -258,3 +259,13 @@ async def test_status_shows_what_can_be_read(busy, redis, keys):
     (model,) = (await snapshot(redis)).models
     assert [worker.id for worker in model.workers] == ["y"]
     assert await declare_dead(redis, keys, "nobody", heartbeat_timeout=9) == 0
+
+
+async def test_status_and_the_reaping_of_a_process_pass_over_a_pool_that_is_not_ours(
+    pool, redis, keys
+):
+    await pool.register("host-1-w")
+    await announce(redis, keys, [replace(CARD, name="a", pool="a"), CARD])
+    await redis.set(keys.pool("a").alive, "a string")
+    assert [model.name for model in (await snapshot(redis)).models] == ["m"]
+    assert await declare_dead(redis, keys, "host-1", heartbeat_timeout=9) == 1
