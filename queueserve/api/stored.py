@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -81,8 +81,8 @@ class Responses:
         stored = await self.store.get(owner, response)
         if stored and stored.status in UNENDED and not await self.store.has_owner(stored):
             gone = WorkerLostError("The API server that ran this response has gone.")
-            await self.end(owner, stored, "failed", gone)
-            stored = await self.store.get(owner, response)  # it may have ended at this moment
+            ended = await self.end(owner, stored, "failed", gone)
+            stored = ended or await self.store.get(owner, response)
         return stored
 
     async def opened(self, owner: str, response: str) -> StoredResponse | None:
@@ -95,22 +95,24 @@ class Responses:
 
     async def end(
         self, owner: str, stored: StoredResponse, status: str, error: QueueServeError | None = None
-    ) -> None:
+    ) -> StoredResponse | None:
         """End a Response that runs elsewhere, with what its log holds of the output so far.
 
-        One that has ended by itself at this moment is left as it is.
+        Returns it as it is then: where stored ones have too little room it may not be kept. One
+        that has ended by itself at this moment is left as it is: None.
         """
         if not await self.store.close(owner, stored.id):
-            return
+            return None
         events = await self.store.events(owner, stored.id)
         response = orjson.loads(stored.response) | {
             "status": status,
             "error": error and failure_of(error),
             "output": output_of(events.frames),
         }
-        fields = {"status": status, "response": orjson.dumps(response).decode()}
-        last = events.last + 1
+        body, last = orjson.dumps(response).decode(), events.last + 1
+        fields = {"status": status, "response": body}
         await self.store.end(owner, stored.id, last, ending_frame(last, response), fields)
+        return replace(stored, status=status, response=body)
 
     async def earlier(self, owner: str, previous: str | None) -> Earlier:
         """Return what a response that goes on from `previous` builds on.

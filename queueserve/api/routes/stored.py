@@ -77,9 +77,9 @@ async def cancel_response(response_id: str, request: Request, services: Services
     if not stored.background:
         raise InvalidRequestError("Only a response with background: true can be cancelled.")
     if stored.status in UNENDED:
-        await services.responses.end(owner, stored, "cancelled")
+        ended = await services.responses.end(owner, stored, "cancelled")
         await services.owner.stop(stored.pool, stored.job)
-        stored = await services.responses.get(owner, response_id)
+        stored = ended or await services.responses.get(owner, response_id)
     return shown(stored, owner, services, after=None)
 
 

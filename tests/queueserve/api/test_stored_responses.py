@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from queueserve.errors import QueueServeError
 from queueserve.queue.owner import Owner
+from queueserve.queue.responses import ResponseStore
 
 EVENT = TypeAdapter(ResponseStreamEvent)
 GREEDY = {"model": "m", "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -295,6 +296,19 @@ async def test_a_retry_waits_until_the_first_request_has_its_job(slow, redis, un
     with pytest.raises(openai.InternalServerError):
         await first
     assert (await ended(slow, (await retry).id)).status == "incomplete"
+
+
+async def test_a_cancelled_response_is_told_even_if_there_is_no_room_to_keep_it(slow, monkeypatch):
+    made = await slow.create(input="Hello", background=True, **LONG)
+    end = ResponseStore.end
+
+    async def evicted(self, tenant, response, *rest):
+        await end(self, tenant, response, *rest)
+        await self.delete(tenant, response)
+
+    monkeypatch.setattr(ResponseStore, "end", evicted)
+    cancelled = await slow.cancel(made.id)
+    assert (cancelled.id, cancelled.status) == (made.id, "cancelled")
 
 
 async def test_no_room_beside_what_runs_is_a_429(serve, worker, redis_url):
