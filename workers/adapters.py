@@ -51,6 +51,11 @@ class EngineOptions:
     api_base: str | None = None  # of the server behind the openai engine
     tick: float = 0.02  # seconds a step of the fake engine takes
 
+    @property
+    def cache_dir(self) -> Path | None:
+        """Where engines that load weights in a form of their own keep it."""
+        return self.data_dir and self.data_dir / "models"
+
 
 def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
     from workers.engines.fake import FakeEngine  # noqa: PLC0415
@@ -95,7 +100,7 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
         max_gpu_memory=options.max_gpu_memory,
         cpu_offloading=options.cpu_offloading,
         revision=options.revision,
-        cache_dir=options.data_dir and options.data_dir / "models",
+        cache_dir=options.cache_dir,
     )
 
 
@@ -108,7 +113,7 @@ def _mlx(source: ModelSource, options: EngineOptions) -> Engine:
         context_length=options.context_length,
         dtype=options.dtype,
         revision=options.revision,
-        cache_dir=options.data_dir and options.data_dir / "models",
+        cache_dir=options.cache_dir,
     )
 
 
@@ -124,7 +129,7 @@ def _vllm(source: ModelSource, options: EngineOptions) -> Engine:
         num_gpus=options.num_gpus,
         adapters=options.adapters,
         arguments=options.arguments,
-        cache_dir=options.data_dir and options.data_dir / "models",
+        cache_dir=options.cache_dir,
     )
 
 
@@ -140,7 +145,7 @@ def _sglang(source: ModelSource, options: EngineOptions) -> Engine:
         num_gpus=options.num_gpus,
         adapters=options.adapters,
         arguments=options.arguments,
-        cache_dir=options.data_dir and options.data_dir / "models",
+        cache_dir=options.cache_dir,
     )
 
 

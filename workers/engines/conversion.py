@@ -43,6 +43,26 @@ def converted(gguf: Path, cache_dir: Path) -> Path:
     return made
 
 
+def loadable(model_path: str, cache_dir: Path | None) -> str:
+    """What a library of Python can load: a GGUF file is `converted`, all else is left as it is.
+
+    Without a `cache_dir` it is the default one. Blocks and raises as `converted` does.
+    """
+    path = Path(model_path)
+    if path.suffix == ".gguf":
+        return str(converted(path, cache_dir or default_cache_dir()))
+    return model_path
+
+
+def directory_or_hub_id(model_path: str, cache_dir: Path | None) -> str:
+    """What is `loadable`; raises EngineError, too, for a path where no directory is."""
+    found = loadable(model_path, cache_dir)
+    path = Path(found)
+    if not path.is_dir() and (path.is_absolute() or found.startswith(".")):
+        raise EngineError(f"there is no directory {path}")  # else it is an id on the hub
+    return found
+
+
 def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
     """Write the model in bfloat16 to `out_dir`, which appears whole or not at all.
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from queueserve.errors import EngineError, InvalidRequestError
 from workers.engines import gguf_header, llama_cpp_sizing
-from workers.engines.base import EngineInfo, Output, Sequence, Sink
+from workers.engines.base import EngineInfo, Sink
 from workers.engines.fingerprint import fingerprint
 from workers.engines.length_batching import LengthBatcher
 from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
+from workers.engines.pooling import GeneratesNothing
 
 _RANK = 4  # llama.cpp's pooling type of a cross-encoder
 _ITEMS, _TOKENS = 16, 4096  # of a batch: what nobody awaits any more is dropped between two
@@ -46,7 +47,7 @@ class _Loaded:
     dimensions: int
 
 
-class LlamaCppEmbeddingEngine:
+class LlamaCppEmbeddingEngine(GeneratesNothing):
     """Satisfies `workers.engines.base.Engine` and `workers.engines.pooling.Embedder`.
 
     `slots` inputs are computed at once, each of up to `context_length` tokens.
@@ -130,15 +131,6 @@ class LlamaCppEmbeddingEngine:
         if self._batcher is None:
             raise EngineError("the engine is not running")
         return await self._batcher.values(inputs)
-
-    def add(self, sequence: Sequence) -> None:
-        """Satisfies `workers.engines.base.Engine`: every sequence ends in an error."""
-        problem = InvalidRequestError("this model generates no text", param="model")
-        output = Output(sequence.id, error=problem)
-        asyncio.get_running_loop().call_soon(self._sink, [output])
-
-    def abort(self, sequence_id: str) -> None:
-        """Satisfies `workers.engines.base.Engine`: there are no sequences."""
 
     async def close(self) -> None:
         """Give the memory back, once the running batch has ended."""

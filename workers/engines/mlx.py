@@ -12,7 +12,7 @@ from pathlib import Path
 from queueserve.errors import EngineError
 from workers.engines.base import EngineInfo, Sink
 from workers.engines.batched import BatchedEngine
-from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.conversion import directory_or_hub_id
 from workers.engines.grammar import Grammars
 from workers.engines.loading import in_daemon_thread
 
@@ -61,7 +61,7 @@ class MlxEngine(BatchedEngine):
             ) from error
         make = partial(
             load,
-            self._directory(),
+            directory_or_hub_id(self._model_path, self._cache_dir),
             revision=self._revision,
             dtype=self._dtype,
             slots=self._slots,
@@ -83,11 +83,3 @@ class MlxEngine(BatchedEngine):
             context_length=loaded.context,
             slots=loaded.slots,
         )
-
-    def _directory(self) -> str:
-        path = Path(self._model_path)
-        if path.suffix == ".gguf":
-            return str(converted(path, self._cache_dir or default_cache_dir()))
-        if not path.is_dir() and (path.is_absolute() or self._model_path.startswith(".")):
-            raise EngineError(f"there is no directory {path}")  # else it is an id on the hub
-        return self._model_path

@@ -6,9 +6,13 @@ there is to it; an engine drops what nobody awaits any more, and batches what is
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from queueserve.errors import InvalidRequestError
+from workers.engines.base import Output, Sequence, Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +50,18 @@ class Scorer(Protocol):
 
     async def score(self, pairs: list[Pair]) -> list[float]:
         """Return a score for each pair; more is a better match. Raises EngineError."""
+
+
+class GeneratesNothing:
+    """The half of `workers.engines.base.Engine` that generates, of an engine that only pools."""
+
+    _sink: Sink  # from start on
+
+    def add(self, sequence: Sequence) -> None:
+        """Satisfies `workers.engines.base.Engine`: every sequence ends in an error."""
+        problem = InvalidRequestError("this model generates no text", param="model")
+        output = Output(sequence.id, error=problem)
+        asyncio.get_running_loop().call_soon(self._sink, [output])
+
+    def abort(self, sequence_id: str) -> None:
+        """Satisfies `workers.engines.base.Engine`: there are no sequences."""

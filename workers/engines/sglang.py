@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from queueserve.errors import EngineError
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
-from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.conversion import loadable
 
 if TYPE_CHECKING:
     from workers.engines.sglang_serving import Serving
@@ -125,7 +125,10 @@ class SglangEngine:
                 f"the sglang engine is not installed ({error}): pip install 'queueserve[sglang]'"
             ) from error
         loaded = load(
-            self._directory(), self._options, adapters=self._adapters, arguments=self._arguments
+            loadable(self._model_path, self._cache_dir),
+            self._options,
+            adapters=self._adapters,
+            arguments=self._arguments,
         )
         self.info, self.tokenizer = loaded.info, loaded.tokenizer
         serving = Serving(loaded, self._step)
@@ -133,12 +136,6 @@ class SglangEngine:
             serving.shutdown()
             return
         self._theirs, self._serving = serving.loop, serving
-
-    def _directory(self) -> str:
-        path = Path(self._model_path)
-        if path.suffix == ".gguf":
-            return str(converted(path, self._cache_dir or default_cache_dir()))
-        return self._model_path
 
     def _step(self, given: list[tuple[Sequence, Output]]) -> None:
         """Take what one step gave, in SGLang's thread."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from queueserve.errors import EngineError
 from workers.engines.base import EngineInfo, Sink
 from workers.engines.batched import BatchedEngine
-from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.conversion import directory_or_hub_id
 from workers.engines.grammar import Grammars
 from workers.engines.loading import in_daemon_thread, leave_a_core
 from workers.engines.weights import Bits, Weights
@@ -76,7 +76,8 @@ class TransformersEngine(BatchedEngine):
                 "pip install 'queueserve[transformers]'"
             ) from error
         leave_a_core(torch)
-        loaded = load(self._directory(), revision=self._revision, weights=self._weights)
+        directory = directory_or_hub_id(self._model_path, self._cache_dir)
+        loaded = load(directory, revision=self._revision, weights=self._weights)
         try:
             size = choose(loaded.model, slots=self._slots, context=self._context_length)
             batcher = Batcher(loaded.model, size, self._post, self._count_step)
@@ -100,11 +101,3 @@ class TransformersEngine(BatchedEngine):
             context_length=size.context,
             slots=size.slots,
         )
-
-    def _directory(self) -> str:
-        path = Path(self._model_path)
-        if path.suffix == ".gguf":
-            return str(converted(path, self._cache_dir or default_cache_dir()))
-        if not path.is_dir() and (path.is_absolute() or self._model_path.startswith(".")):
-            raise EngineError(f"there is no directory {path}")  # else it is an id on the hub
-        return self._model_path

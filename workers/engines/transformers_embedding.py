@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from queueserve.errors import EngineError, InvalidRequestError
 from queueserve.protocol import JobKind
-from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.base import EngineInfo, Sink, Tokenizer
 from workers.engines.length_batching import LengthBatcher
 from workers.engines.loading import in_daemon_thread, leave_a_core
-from workers.engines.pooling import Pair
+from workers.engines.pooling import GeneratesNothing, Pair
 
 if TYPE_CHECKING:
     from workers.engines.transformers_encoder import Encoder
@@ -26,7 +26,7 @@ _ON_CPU = {"most_items": 64, "most_tokens": 4096}
 _ON_GPU = {"most_items": 512, "most_tokens": 65_536}
 
 
-class _EncoderEngine:
+class _EncoderEngine(GeneratesNothing):
     """Satisfies `workers.engines.base.Engine`, but it generates nothing.
 
     `model_path` is a directory or a hub id.
@@ -133,15 +133,6 @@ class _EncoderEngine:
         if self._batcher is None:
             raise EngineError("the engine is not running")
         return await self._batcher.values(items)
-
-    def add(self, sequence: Sequence) -> None:
-        """Satisfies `workers.engines.base.Engine`: every sequence ends in an error."""
-        problem = InvalidRequestError("this model generates no text", param="model")
-        output = Output(sequence.id, error=problem)
-        asyncio.get_running_loop().call_soon(self._sink, [output])
-
-    def abort(self, sequence_id: str) -> None:
-        """Satisfies `workers.engines.base.Engine`: there are no sequences."""
 
     async def close(self) -> None:
         """Satisfies `workers.engines.base.Engine`."""

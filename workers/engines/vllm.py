@@ -26,7 +26,7 @@ from queueserve.errors import (
 from queueserve.queue.tasks import Tasks
 from queueserve.tether import Tether
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
-from workers.engines.conversion import converted, default_cache_dir
+from workers.engines.conversion import loadable
 from workers.engines.loading import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -134,7 +134,10 @@ class VllmEngine:
                 f"the vllm engine is not installed ({error}): pip install 'queueserve[vllm]'"
             ) from error
         loaded = load(
-            self._directory(), self._options, adapters=self._adapters, arguments=self._arguments
+            loadable(self._model_path, self._cache_dir),
+            self._options,
+            adapters=self._adapters,
+            arguments=self._arguments,
         )
         if self._closed:  # nobody waits for it any more
             loaded.llm.shutdown()
@@ -144,12 +147,6 @@ class VllmEngine:
         self.info, self.tokenizer = loaded.info, loaded.tokenizer
         self._hook(loaded.llm)
         del loaded  # something keeps this frame, and vLLM must be gone when the interpreter ends
-
-    def _directory(self) -> str:
-        path = Path(self._model_path)
-        if path.suffix == ".gguf":
-            return str(converted(path, self._cache_dir or default_cache_dir()))
-        return self._model_path
 
     def _hook(self, llm: Llm) -> None:
         processor = llm.output_processor
