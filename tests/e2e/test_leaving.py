@@ -57,7 +57,8 @@ def test_an_api_server_that_is_killed_leaves_no_jobs(cluster, until, api):
     with httpx.stream(
         "POST", f"{url}/v1/chat/completions", json=ENDLESS | {"stream": True}
     ) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection with its iterator
+        next(lines)
         until(cluster.running, "the running job")
         os.kill(process.pid, signal.SIGKILL)
         until(lambda: not cluster.running(), "the end of the orphan")

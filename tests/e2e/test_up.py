@@ -278,7 +278,8 @@ def test_a_second_signal_ends_at_once_what_still_runs(start):
     up = start(*FAKE, "--grace", "600", "--", "--fake-tick", "1")
     body = {"model": "fake", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: httpx closes the connection with its iterator
+        next(lines)
         up.process.terminate()
         up.process.send_signal(signal.SIGINT)
         assert up.end() == 0
