@@ -171,8 +171,8 @@ def _names(kind: Any) -> frozenset[str]:
     return frozenset(part.name for part in fields(kind))
 
 
-def _tuples(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
-    # JSON has lists where we have tuples, and frozen data must stay hashable in its parts.
+def known_fields(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `data` that the dataclass `kind` has; lists, which JSON has, become tuples."""
     known = _names(kind)
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -203,11 +203,11 @@ def _plain_fields(kind: Any) -> tuple[tuple[str, str, tuple[type, ...]], ...]:
 def decode_job(body: bytes) -> Job:
     """The job in `body`. Raises ProtocolError."""
     try:
-        data = _tuples(Job, orjson.loads(body))
-        sampling = _tuples(Sampling, data.pop("sampling"))
+        data = known_fields(Job, orjson.loads(body))
+        sampling = known_fields(Sampling, data.pop("sampling"))
         bias = {int(token): float(by) for token, by in sampling.pop("logit_bias", {}).items()}
         if constraint := data.pop("constraint", None):
-            data["constraint"] = Constraint(**_tuples(Constraint, constraint))
+            data["constraint"] = Constraint(**known_fields(Constraint, constraint))
         if inputs := data.pop("inputs", None):
             data["inputs"] = _inputs(inputs)
         return typed(Job(**data, sampling=typed(Sampling(**sampling, logit_bias=bias))))
@@ -217,13 +217,13 @@ def decode_job(body: bytes) -> Job:
 
 def _inputs(data: dict[str, Any]) -> Inputs:
     items = [tuple(item) if isinstance(item, list) else item for item in data.pop("items")]
-    return Inputs(**_tuples(Inputs, data), items=tuple(items))
+    return Inputs(**known_fields(Inputs, data), items=tuple(items))
 
 
 def decode_continuation(body: bytes) -> Continuation:
     """The continuation in `body`. Raises ProtocolError."""
     try:
-        return typed(Continuation(**_tuples(Continuation, orjson.loads(body))))
+        return typed(Continuation(**known_fields(Continuation, orjson.loads(body))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a continuation: {error}") from error
 
@@ -231,6 +231,6 @@ def decode_continuation(body: bytes) -> Continuation:
 def decode_card(body: bytes) -> ModelCard:
     """The model card in `body`. Raises ProtocolError."""
     try:
-        return typed(ModelCard(**_tuples(ModelCard, orjson.loads(body))))
+        return typed(ModelCard(**known_fields(ModelCard, orjson.loads(body))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a model card: {error}") from error

@@ -26,10 +26,14 @@ _KEY_TTL = 7 * 86400
 _FRESH = 1.0  # seconds for which an API server believes its copy
 
 
-async def known_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
-    """The cards of all models that are known now, by Redis' clock. Raises RedisUnavailableError."""
+async def known_cards(redis: Redis, keys: Keys, *, renew: bool = False) -> list[ModelCard]:
+    """The cards of all models that are known now, by Redis' clock. Raises RedisUnavailableError.
+
+    An API server must `renew` the set of pools: it would last for ever, or not at all.
+    """
     now = await _time(redis)
-    return _one_a_name(card for card in await _read(redis, keys) if card.seen + KNOWN_FOR > now)
+    cards = await _read(redis, keys, renew=renew)
+    return _one_a_name(card for card in cards if card.seen + KNOWN_FOR > now)
 
 
 async def all_cards(redis: Redis, keys: Keys) -> list[ModelCard]:
@@ -53,11 +57,12 @@ async def announce(redis: Redis, keys: Keys, cards: list[ModelCard]) -> None:
             await pipe.execute()
 
 
-async def _read(redis: Redis, keys: Keys) -> list[ModelCard]:
+async def _read(redis: Redis, keys: Keys, *, renew: bool = False) -> list[ModelCard]:
     """The cards of every pool; those that say that they are of another pool are skipped.
 
     Each pool has a key of its own, which its workers alone may write. None may take a pool out of
-    the set of all, or set a TTL on it: the pool's own name would be free for others.
+    the set of all, or set its TTL: the pool's own name would be free for others. So API servers
+    `renew` it.
     """
     with translated():
         async with (
@@ -68,9 +73,11 @@ async def _read(redis: Redis, keys: Keys) -> list[ModelCard]:
             pools = [name.decode(errors="replace") for name in names]
             for pool in pools:
                 pipe.hgetall(keys.pool(pool).cards)
+            if renew:
+                pipe.expire(keys.pools, _KEY_TTL)
             answers = await pipe.execute(raise_on_error=False)
     cards = []
-    for pool, rows in zip(pools, answers, strict=True):
+    for pool, rows in zip(pools, answers[: len(pools)], strict=True):
         if isinstance(rows, Exception):
             _skipped(pool, rows)
             continue
@@ -162,7 +169,7 @@ class Directory:
     async def _refresh(self) -> None:
         self._reading += 1
         try:
-            cards = await known_cards(self._redis, self._keys)
+            cards = await known_cards(self._redis, self._keys, renew=True)
         finally:
             self._reading -= 1
         self._cards = {card.name: card for card in cards}

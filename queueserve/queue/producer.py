@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from queueserve.encoding import encode, typed
+from queueserve.encoding import encode, known_fields, typed
 from queueserve.errors import (
     IdempotencyConflictError,
     ProtocolError,
@@ -106,7 +106,7 @@ def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError
             return None, from_code(error["code"], error["message"], error.get("param"))
         if "rows" in data:
             return typed(Answer(tuple(data["rows"]), data["prompt_tokens"])), None
-        return typed(Result(**data | {"tokens": tuple(data["tokens"])})), None
+        return typed(Result(**known_fields(Result, data))), None
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not a result: {error}") from error
 

@@ -17,8 +17,8 @@ import redis as sync_redis
 
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 30.0  # seconds that any single wait may take
-# Sorted sets that the reaper empties, and the names of the pools, which docs/redis.md says stay.
-WITHOUT_TTL = {"alive", "apis", "due", "free", "queue", "pools"}
+# Sorted sets that the reaper empties.
+WITHOUT_TTL = {"alive", "apis", "due", "free", "queue"}
 
 
 def free_port() -> int:

@@ -48,7 +48,7 @@ def redis_is_clean(cluster: Cluster) -> list[str]:
     client = cluster.client
     for name in client.scan_iter("qs:*", count=1000):
         kind = name.removeprefix(f"{ROOT}:").partition(":")[0]
-        if client.ttl(name) == -1 and name != "qs:pools" and kind not in _WITHOUT_TTL:
+        if client.ttl(name) == -1 and kind not in _WITHOUT_TTL:
             found.append(f"{name} has no TTL")
         if kind == "job" and (state := client.hget(name, "state")) in {
             "queued",

@@ -34,6 +34,13 @@ async def test_an_announced_model_is_found_by_every_name(redis, keys, directory)
     assert directory.pools() == {"m"}
 
 
+async def test_an_api_server_renews_the_set_of_pools(redis, keys, directory):
+    await announce(redis, keys, [CARD])
+    assert await redis.ttl(keys.pools) == -1  # a worker may not
+    await directory.find("m")
+    assert 6 * 86400 < await redis.ttl(keys.pools) <= 7 * 86400
+
+
 async def test_an_unknown_model_is_named_with_those_that_are_known(redis, keys, directory):
     with pytest.raises(ModelNotFoundError, match=r"'x' does not exist.*: none"):
         await directory.find("x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from queueserve.encoding import decode_job
@@ -72,6 +73,14 @@ async def test_submitting_an_ended_job_again_gives_its_result(pool):
     await pool.finish("w", "j", result=encode_result(result))
     again = await pool.submit("j")
     assert (again.new, again.state, again.result) == (False, "done", result)
+
+
+async def test_a_result_of_a_newer_worker_is_read_without_what_is_not_known_here(pool):
+    await pool.register("w")
+    await pool.submit("j")
+    newer = orjson.loads(encode_result(Result("hi", (1, 2), "stop", 5, 0))) | {"mood": "good"}
+    await pool.finish("w", "j", result=orjson.dumps(newer))
+    assert (await pool.submit("j")).result == Result("hi", (1, 2), "stop", 5, 0)
 
 
 async def test_another_body_under_the_same_id_is_a_conflict(pool):
