@@ -11,6 +11,7 @@
 #   make serve ARGS="--workers 2 --port 8080"    any option of `queueserve up`
 #   make serve ENGINE=transformers TORCH=torch   your own choice of torch, for a GPU
 #   make test ARGS="-k status"                   any option of pytest
+#   make coverage                                the suite, and which lines it did not reach
 #   make test-engines                            the engines' contract on MLX and vLLM (CPU)
 #   make judge                                   LangChain's tests, beside llama.cpp's own server
 
@@ -37,7 +38,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SERVE_transformers := .venv/.transformers
 SERVING := .venv/.light $(SERVE_$(ENGINE))
 
-.PHONY: serve install test test-engines api-table chaos chaos-can-fail check lock judge model bench bench-page bench-peers
+.PHONY: serve install test coverage test-engines api-table chaos chaos-can-fail check lock judge model bench bench-page bench-peers
 .NOTPARALLEL:
 
 serve: $(SERVING)
@@ -46,8 +47,11 @@ serve: $(SERVING)
 
 install: .venv/.light .venv/.transformers .venv/.dev
 
-test: install
-	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+# Coverage has a command of its own, as tracing costs every process of a test half as much again.
+# Without bytecode (some containers ask for that) each of these processes would compile all it imports.
+coverage: COVERAGE := --cov --cov-report=term:skip-covered
+test coverage: install
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(TEST_JOBS) --dist worksteal $(COVERAGE) $(ARGS)
 
 # vLLM needs other versions than the rest, so it has an environment of its own. Its own warnings are
 # not ours to mend. One process: an engine takes both cores.

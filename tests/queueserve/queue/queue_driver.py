@@ -129,6 +129,10 @@ class PoolDriver:
         for worker in workers:
             await self.consumer(worker).register(slots=slots, speed=speed, about={"host": "h"})
 
+    async def outlast(self, worker: str) -> None:
+        """Keep a registration for as long as the test takes: Redis' own clock goes on."""
+        assert await self.redis.persist(self.keys.worker(worker))
+
     async def beat(self, worker: str, *, rate: float = 0.0) -> Beat:
         return await self.consumer(worker).heartbeat(steps=1, rate=rate)
 

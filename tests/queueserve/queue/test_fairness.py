@@ -51,6 +51,7 @@ async def test_within_a_tenant_first_in_is_first_out(pool):
 
 async def test_a_tenant_with_one_request_passes_one_with_ten_thousand(pool):
     await pool.register("w")
+    await pool.outlast("w")
     pool.limits = Limits(max_queue=100_000)
     await submit_many(pool, 10_001, tenant="greedy", cost=1)
     assert await pool.redis.zcard(pool.keys.queue) == 10_000
@@ -177,6 +178,7 @@ async def test_a_job_that_was_cheaper_than_thought_never_lets_its_tenant_jump_th
 
 async def test_ten_thousand_one_off_tenants_leave_nothing_behind(pool):
     await pool.register("w", slots=100)
+    await pool.outlast("w")
     for start in range(0, 10_000, 200):
         await submit_many(
             pool, 200, tenant=lambda n, s=start: f"t{s + n}", cost=500, prefix=f"{start}-"
@@ -188,6 +190,7 @@ async def test_ten_thousand_one_off_tenants_leave_nothing_behind(pool):
 
 async def test_one_off_tenants_are_forgotten_while_a_backlog_stands(pool):
     await pool.register("w")
+    await pool.outlast("w")
     await submit_many(pool, 600, tenant="greedy", prefix="greedy")
     for n in range(500):
         await submit_many(pool, 1, tenant=f"t{n}", prefix=f"once{n}-")
