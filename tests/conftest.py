@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -21,6 +22,10 @@ from queueserve.queue.keys import Keys
 # No example is slow by itself; on a busy machine any of them may be.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+# GNU OpenMP reads it when it is loaded, which a test module may do before any engine can set it:
+# threads that spin for a processor that another test has would burn most of the suite's time.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 TESTING_LUA = (Path(__file__).parent / "testing.lua").read_text()
 
