@@ -87,7 +87,7 @@ class Cluster:
         return url, process
 
     def client(self, url: str, **options) -> openai.OpenAI:
-        defaults = {"max_retries": 0, "timeout": 60}
+        defaults = {"max_retries": 0, "timeout": 150}  # a real model on a busy machine
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", **(defaults | options))
         self.clients.append(client)
         return client

@@ -38,7 +38,7 @@ def test_both_clients_talk_to_a_real_model(cluster, smollm):
         _says_the_capital_in_a_conversation(client.responses)
         _gives_what_a_schema_asks_for(client.responses)
         _calls_functions_and_takes_results(client.responses)
-    with anthropic.Anthropic(base_url=smollm, api_key="none", max_retries=0, timeout=60) as claude:
+    with anthropic.Anthropic(base_url=smollm, api_key="none", max_retries=0, timeout=150) as claude:
         _says_the_capital_in_a_message(claude.messages)
         _uses_tools_and_takes_results(claude.messages)
 
