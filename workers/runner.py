@@ -145,8 +145,12 @@ class Runner:
     # What comes from the engine
 
     def outputs(self, outputs: list[Output]) -> None:
-        """Take one engine step: the sink."""
-        for output in outputs:
+        """Take one engine step: the sink.
+
+        New jobs come first, and so for their readers: of all that a step brings, a first token has
+        been waited for longest.
+        """
+        for output in sorted(outputs, key=self._goes_on):
             run = self._runs.get(output.id)
             if run is None:
                 continue
@@ -157,6 +161,10 @@ class Runner:
                 self._engine.abort(run.sequence_id)
                 unknown = EngineError("The worker could not go on with this job.")
                 self._fail(run.id, run.epoch, run.api, unknown, run.consumer)
+
+    def _goes_on(self, output: Output) -> bool:
+        run = self._runs.get(output.id)
+        return run is None or run.started
 
     def _step(self, run: Run, output: Output) -> None:
         if output.cached_tokens is not None:

@@ -11,6 +11,7 @@ import pytest
 from queueserve.errors import EngineError, InvalidRequestError
 from queueserve.protocol import Constraint, Job
 from queueserve.queue.consumer import Assignment
+from workers.engines.base import Output
 from workers.engines.fake import FakeEngine
 from workers.engines.fake_tokens import WORDS, FakeTokenizer
 from workers.run import Run
@@ -138,3 +139,42 @@ async def test_answers_of_one_token_do_not_make_a_worker_look_fast(house, read):
     assert meter.tokens == 0
     await read(await plane.owner.open(house.job()))
     assert meter.tokens == 39
+
+
+class Held(FakeEngine):
+    """Steps only when the test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.added = []
+
+    def add(self, sequence):
+        self.added.append(sequence.id)
+
+
+async def test_of_a_step_first_tokens_leave_before_all_others(house):
+    engine = Held()
+    worker, _ = await house.worker(engine)
+    plane = await house.plane()
+    streams = [await plane.owner.open(house.job()) for _ in range(3)]
+
+    async def added():
+        return len(engine.added)
+
+    await house.until(added, equal=3)
+    old, new, older = engine.added
+    worker.runner.outputs([Output(old, (WORDS[0],)), Output(older, (WORDS[0],))])
+    sent = []
+    publish = worker.runner._publisher.publish
+    worker.runner._publisher.publish = lambda api, event: sent.append(event) or publish(api, event)
+    worker.runner.outputs([Output(name, (WORDS[1],)) for name in (older, old, new)])
+    kinds = [(event.job, type(event).__name__) for event in sent]
+    job = {name: name.partition(":")[0] for name in engine.added}
+    assert kinds == [
+        (job[new], "Started"),
+        (job[new], "Delta"),
+        (job[older], "Delta"),
+        (job[old], "Delta"),
+    ]
+    for stream in streams:
+        await stream.aclose()
