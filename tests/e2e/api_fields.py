@@ -45,7 +45,7 @@ _SAMPLING: list[Row] = [
     ("top_k", 10),
     ("min_p", 0.05),
     ("repetition_penalty", 1.1),
-    ("min_tokens", 2),
+    ("min_tokens", 1),
     ("stop_token_ids", [3]),
     ("ignore_eos", True),
     ("return_token_ids", True),
@@ -175,10 +175,10 @@ ROWS: dict[str, list[Row]] = {
 """By endpoint. A field that stands here several times does so for values that are treated apart."""
 
 BASE: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": HELLO, "max_completion_tokens": 4},
-    "/v1/completions": {"prompt": "Say hello.", "max_tokens": 4},
-    "/v1/responses": {"input": "Say hello.", "max_output_tokens": 4, "store": False},
-    "/v1/messages": {"messages": HELLO, "max_tokens": 4},
+    "/v1/chat/completions": {"messages": HELLO, "max_completion_tokens": 1},
+    "/v1/completions": {"prompt": "Say hello.", "max_tokens": 1},
+    "/v1/responses": {"input": "Say hello.", "max_output_tokens": 1, "store": False},
+    "/v1/messages": {"messages": HELLO, "max_tokens": 1},
     "/v1/embeddings": {"input": "a text"},
     "/v1/rerank": {"query": "cat", "documents": ["a cat", "a car"]},
     "/v1/score": {"text_1": "cat", "text_2": "a cat"},
@@ -187,12 +187,9 @@ _CHAT_TOOLS = {"tools": [TOOL]}
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("/v1/chat/completions", "stream_options"): {"stream": True},
     ("/v1/chat/completions", "top_logprobs"): {"logprobs": True},
-    ("/v1/chat/completions", "tool_choice"): _CHAT_TOOLS | {"max_completion_tokens": 64},
+    ("/v1/chat/completions", "tool_choice"): _CHAT_TOOLS,
     ("/v1/chat/completions", "parallel_tool_calls"): _CHAT_TOOLS,
-    ("/v1/chat/completions", "function_call"): {
-        "functions": [TOOL["function"]],
-        "max_completion_tokens": 64,
-    },
+    ("/v1/chat/completions", "function_call"): {"functions": [TOOL["function"]]},
     ("/v1/chat/completions", "continue_final_message"): {
         "messages": [*HELLO, {"role": "assistant", "content": "Hel"}],
     },
