@@ -245,6 +245,25 @@ async def vllm_run(make_vllm, loud_lora):
     await engine.close()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sglang_run(smollm2_gguf, converted_models):
+    """SmolLM2 in float32 on SGLang, on a CPU."""
+    from workers.engines.sglang import SglangEngine  # noqa: PLC0415
+
+    on_cpu = "--device cpu --attention-backend torch_native --sampling-backend pytorch"
+    engine = SglangEngine(
+        str(smollm2_gguf),
+        slots=8,
+        context_length=512,
+        dtype="float32",
+        arguments=(*on_cpu.split(), *("--max-total-tokens", "8192")),
+        cache_dir=converted_models,
+    )
+    run = await Run(engine).start()
+    yield run
+    await engine.close()
+
+
 def write_byte_tokenizer(directory):
     """A byte-level tokenizer with a token for each byte, and <s> and </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
