@@ -116,7 +116,10 @@ def _library(name: str) -> _Library:
 
 def _unusable(constraint: Constraint, problem: str) -> InvalidRequestError:
     problem = " ".join(_PLACE.sub("", _EXCERPT.sub("", problem)).split())
-    problem = "nothing satisfies it" if problem.startswith("NoExtension") else problem
+    if problem.startswith("NoExtension"):
+        problem = "nothing satisfies it"
+    elif "ff_tokens" in problem:
+        problem = "it forces text that has no end, or is very long"
     return InvalidRequestError(
         f"this {constraint.kind} cannot be used: {problem}", param=constraint.param
     )
@@ -199,7 +202,9 @@ class Grammars:
             self._tokenizer = self._new_tokenizer(library)
         compiled = library.LLMatcher(self._tokenizer, lark, log_level=0)
         trial = compiled.deep_copy()
-        trial.compute_logit_bias()
+        may_come = enumerate(trial.compute_logit_bias())
+        first = [token for token, allowed in may_come if allowed and token not in self._ends][:1]
+        trial.try_consume_tokens(first)  # it looks for the end of the text that must come then
         if problem := compiled.get_error() or trial.get_error():
             raise _unusable(constraint, problem)
         return compiled

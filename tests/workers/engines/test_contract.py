@@ -79,8 +79,17 @@ def vllm(vllm_run):
     return Subject(vllm_run, repeats_draws=False, continues_constraints=False, binds_length=False)
 
 
-# These two are installed by `make test-engines`, vLLM in an environment of its own.
-_HEAVY = [engine for engine, module in (("mlx", "mlx_lm"), ("vllm", "vllm")) if find_spec(module)]
+@pytest.fixture(scope="session")
+def sglang(sglang_run):
+    return Subject(sglang_run, repeats_draws=False, continues_constraints=False, binds_length=False)
+
+
+# Where they are installed: the first two by `make test-engines`.
+_HEAVY = [
+    engine
+    for engine, module in (("mlx", "mlx_lm"), ("vllm", "vllm"), ("sglang", "sglang"))
+    if find_spec(module)
+]
 ENGINES = ["fake", "faulty", "llama_cpp", "transformers", *_HEAVY]
 
 
@@ -254,6 +263,8 @@ async def test_logprobs_are_taken_before_bias_and_temperature(subject, run, stor
 
 
 async def test_a_prompt_is_scored_as_its_tokens_would_be_if_they_were_drawn(run, story):
+    if not run.engine.info.scores_prompts:
+        pytest.skip("this engine scores no prompts")
     result = await run.generate(story, prompt_logprobs=2, max_tokens=3, logprobs=2, ignore_eos=True)
     assert len(result.tokens) == 3
     assert len(result.prompt_logprobs) == len(story) - 1
@@ -267,6 +278,8 @@ async def test_a_prompt_is_scored_as_its_tokens_would_be_if_they_were_drawn(run,
 
 
 async def test_a_prompt_can_be_scored_alone(run, story):
+    if not run.engine.info.scores_prompts:
+        pytest.skip("this engine scores no prompts")
     result = await run.generate(story, prompt_logprobs=0, max_tokens=0)
     assert (result.tokens, result.finish, result.error) == ((), "length", None)
     assert [one.top for one in result.prompt_logprobs] == [()] * (len(story) - 1)
@@ -545,6 +558,7 @@ async def test_a_grammar_that_could_end_goes_on_where_ends_are_ignored(subject, 
         ("choice", "[]"),
         ("grammar", 'root ::= "a" nowhere'),
         ("grammar", "start: start"),
+        ("grammar", 'root ::= "a" root'),
     ],
 )
 async def test_a_constraint_that_cannot_be_used_is_refused_and_others_go_on(
