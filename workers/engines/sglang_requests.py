@@ -13,16 +13,25 @@ from workers.engines.grammar import to_lark
 Given: TypeAlias = dict[str, Any]  # one chunk of a stream: "output_ids" and "meta_info"
 
 _SEEDS = 2**63  # SGLang's are below it
+_BAN = -1000.0  # in logits
 
 
-def parameters(sequence: Sequence, *, left: int) -> dict[str, Any]:
+def parameters(sequence: Sequence, *, left: int, ends: frozenset[int]) -> dict[str, Any]:
     """SGLang's sampling_params for up to `left` tokens after `prompt` + `generated`.
+
+    `ends` are the model's own end-of-sequence tokens. With ignore_eos SGLang ignores all other
+    tokens that end, too, and the end of a constraint: where there are any, the model's own are
+    banned instead, and come only where a constraint leaves nothing else.
 
     Raises InvalidRequestError for what SGLang cannot do, and WorkerLostError for a sequence that it
     cannot go on with.
     """
     own, index = sequence.sampling, len(sequence.generated)
     _check(sequence)
+    bias = dict(own.logit_bias)
+    bans = own.ignore_eos and (sequence.constraint is not None or own.stop_token_ids)
+    if bans:
+        bias |= dict.fromkeys(ends.difference(own.stop_token_ids), _BAN)
     return {
         "max_new_tokens": left,
         "min_new_tokens": min(max(0, own.min_tokens - index), left),
@@ -33,22 +42,16 @@ def parameters(sequence: Sequence, *, left: int) -> dict[str, Any]:
         "presence_penalty": own.presence_penalty,
         "frequency_penalty": own.frequency_penalty,
         "repetition_penalty": own.repetition_penalty,
-        "logit_bias": {str(token): bias for token, bias in own.logit_bias.items()} or None,
+        "logit_bias": {str(token): value for token, value in bias.items()} or None,
         "sampling_seed": own.seed % _SEEDS,
         "stop_token_ids": list(own.stop_token_ids),
-        "ignore_eos": own.ignore_eos,
+        "ignore_eos": own.ignore_eos and not bans,
         "ebnf": None if sequence.constraint is None else to_lark(sequence.constraint),
     }
 
 
 def _check(sequence: Sequence) -> None:
     own, bound = sequence.sampling, sequence.constraint is not None
-    if own.ignore_eos and (bound or own.stop_token_ids):
-        raise InvalidRequestError(
-            "the sglang engine ignores stop tokens, too, and the end of a constraint, where "
-            "ignore_eos is set",
-            param="ignore_eos",
-        )
     if bound and own.min_tokens > 0:
         raise InvalidRequestError(
             "the sglang engine cannot bind an output and its least length", param="min_tokens"

@@ -46,6 +46,7 @@ class Loaded:
     info: EngineInfo
     tokenizer: TransformersTokenizer
     dimensions: int  # of the vectors of a model that gives some
+    ends: frozenset[int]  # the model's own end-of-sequence tokens
 
 
 def load(
@@ -89,7 +90,8 @@ def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
         adapters=tuple(adapters),
     )
     dimensions = 0 if generates else config.hidden_size
-    return Loaded(llm, info, TransformersTokenizer(backend), dimensions)
+    ends = {*(config.hf_eos_token_id or ()), backend.eos_token_id} - {None}
+    return Loaded(llm, info, TransformersTokenizer(backend), dimensions, frozenset(ends))
 
 
 def _slots(server: Mapping[str, Any], context: int) -> int:
@@ -105,6 +107,7 @@ class Serving:
     def __init__(self, loaded: Loaded, step: Step) -> None:
         self._llm = loaded.llm
         self._context = loaded.info.context_length
+        self._ends = loaded.ends
         self.loop: asyncio.AbstractEventLoop = loaded.llm.loop  # SGLang makes it for its thread
         self.dimensions = loaded.dimensions
         self._step = step
@@ -130,7 +133,7 @@ class Serving:
         asked = sequence.sampling.logprobs
         return await self._llm.async_generate(
             input_ids=[*sequence.prompt, *sequence.generated],
-            sampling_params=parameters(sequence, left=left),
+            sampling_params=parameters(sequence, left=left, ends=self._ends),
             stream=True,
             return_logprob=asked is not None,
             top_logprobs_num=asked or 0,

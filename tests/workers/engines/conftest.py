@@ -254,7 +254,7 @@ async def sglang_run(smollm2_gguf, converted_models):
     engine = SglangEngine(
         str(smollm2_gguf),
         slots=8,
-        context_length=512,
+        context_length=514,  # SGLang keeps two of them
         dtype="float32",
         arguments=(*on_cpu.split(), *("--max-total-tokens", "8192")),
         cache_dir=converted_models,

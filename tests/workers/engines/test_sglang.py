@@ -23,6 +23,7 @@ from workers.engines.sglang_arguments import engine_args
 from workers.engines.sglang_requests import output, parameters
 
 VOCABULARY = 1000
+ENDS = frozenset({2})
 CHOICE = Constraint("choice", '["a", "b"]')
 
 
@@ -38,7 +39,7 @@ def sequence(*, generated=(), constraint=None, **sampling) -> Sequence:
 
 def judged(**about) -> SamplingParams:
     """What SGLang makes of a sequence's parameters, verified by it."""
-    params = SamplingParams(**parameters(sequence(**about), left=20))
+    params = SamplingParams(**parameters(sequence(**about), left=20, ends=ENDS))
     params.verify(VOCABULARY)
     return params
 
@@ -101,27 +102,27 @@ def test_constraints_are_grammars_that_llguidance_reads():
     assert not llguidance.LLMatcher.validate_grammar(compiled)
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"ignore_eos": True, "stop_token_ids": (9,)},
-        {"ignore_eos": True, "constraint": CHOICE},
-        {"min_tokens": 2, "constraint": CHOICE},
-    ],
-)
-def test_what_sglang_would_not_do_is_refused(asked):
+@pytest.mark.parametrize("asked", [{"stop_token_ids": (9,)}, {"constraint": CHOICE}])
+def test_the_models_own_ends_are_banned_where_other_ends_count(asked):
+    params = judged(ignore_eos=True, **asked)
+    assert not params.ignore_eos
+    assert params.logit_bias["2"] < -100
+    assert judged(ignore_eos=True).logit_bias is None
+
+
+def test_what_sglang_would_not_do_is_refused():
     with pytest.raises(InvalidRequestError, match="sglang"):
-        parameters(sequence(**asked), left=20)
+        parameters(sequence(min_tokens=2, constraint=CHOICE), left=20, ends=ENDS)
 
 
 @pytest.mark.parametrize("asked", [{"constraint": CHOICE}, {"presence_penalty": 0.5}])
 def test_what_cannot_go_on_here_goes_elsewhere(asked):
     with pytest.raises(WorkerLostError):
-        parameters(sequence(generated=(4,), **asked), left=20)
+        parameters(sequence(generated=(4,), **asked), left=20, ends=ENDS)
 
 
 def test_requests_are_single_ones():
-    asked = parameters(sequence(), left=20)
+    asked = parameters(sequence(), left=20, ends=ENDS)
     request = GenerateReqInput(
         input_ids=[1, 2, 3], sampling_params=asked, stream=True, rid="r", top_logprobs_num=2
     )
