@@ -16,7 +16,7 @@ with all that the grammar forbids banned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,7 +127,7 @@ class Generation:
         elif self._matcher and self._strayed:
             self._return(self._matcher)
         elif self._stepping and self._started:
-            self._step()
+            self._step(banned=self._banned())
         else:
             self._stream()
 
@@ -222,13 +222,14 @@ class Generation:
         )
         return self._server.answer(request).cached >= len(known)
 
-    def _step(self, banned: frozenset[int] | None = None) -> None:
+    def _step(self, *, banned: Collection[int], only: Collection[int] = ()) -> None:
         request = requests.draw(
             self._sequence,
             self.tokens,
             slot=self._slot,
             count=1,
-            banned=self._banned() if banned is None else banned,
+            banned=banned,
+            only=only,
             stream=False,
         )
         ended = self._server.answer(request)
@@ -241,8 +242,13 @@ class Generation:
     def _return(self, matcher: Matcher) -> None:
         """Draw a token that the grammar allows."""
         self._strayed = False
-        allowed = matcher.allowed(but=self._banned())
-        self._step(frozenset(token for token, free in enumerate(allowed) if not free))
+        mask = matcher.allowed(but=self._banned())
+        allowed = [token for token, free in enumerate(mask) if free]
+        # llama.cpp reads and repeats every bias: those of a vocabulary cost more than a token does.
+        if 2 * len(allowed) < len(mask) and self._sampling.repetition_penalty == 1.0:
+            self._step(banned=(), only=allowed)
+        else:
+            self._step(banned=[token for token, free in enumerate(mask) if not free])
         if self._strayed:
             raise EngineError("llama.cpp drew a token that was banned")
 

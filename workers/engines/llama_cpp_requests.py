@@ -71,16 +71,20 @@ def draw(
     *,
     slot: int,
     count: int,
-    banned: Iterable[int],
     stream: bool,
+    banned: Iterable[int] = (),
+    only: Iterable[int] = (),
     grammar: str | None = None,
 ) -> dict[str, Any]:
     """A request for up to `count` tokens after `generated`; `banned` ones never come.
 
-    With a `grammar`, in llguidance's Lark, they come where it leaves no other.
+    With `only`, no others come: it must not go with a repetition penalty, which multiplies. With a
+    `grammar`, in llguidance's Lark, banned ones come where it leaves no other.
     """
     sampling = sequence.sampling
-    bias: list[list[Any]] = [[token, by] for token, by in _bias(sampling, generated).items()]
+    biases = _bias(sampling, generated)
+    biases |= {token: biases.get(token, 0.0) + _FORCE for token in only}
+    bias: list[list[Any]] = [[token, by] for token, by in biases.items()]
     penalised = sampling.repetition_penalty != 1.0
     tokens = [*sequence.prompt, *generated]
     return {

@@ -454,14 +454,36 @@ def test_a_sequence_goes_on_from_inside_a_character(model):
         assert whole[:cut] + rest == whole
 
 
+def test_drawing_few_tokens_only_is_drawing_with_all_others_banned(model):
+    allowed = range(5, 90, 7)
+    others = set(range(model.size)).difference(allowed)
+    drawn = set()
+    for seed in range(20):
+        sampling = Sampling(
+            temperature=1.0, seed=seed, max_tokens=20, ignore_eos=True, logit_bias={5: -1.0, 7: 9.0}
+        )
+        sequence = Sequence(id="s", prompt=(7, 8, seed + 9), sampling=sampling)
+        few, rest = (
+            requests.draw(sequence, [], slot=0, count=20, stream=False, **own)
+            for own in ({"only": allowed}, {"banned": others})
+        )
+        tokens = model.server.answer(few).tokens
+        assert tokens == model.server.answer(rest).tokens
+        drawn.update(tokens)
+    assert len(drawn) > 5
+    assert drawn <= set(allowed)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
 @pytest.mark.parametrize("own", ['start: "no such kind', "start: /[a-z ]*/"])
 def test_where_llama_cpp_lets_the_grammar_go_the_output_still_satisfies_it(
-    byte_level, monkeypatch, own
+    byte_level, monkeypatch, own, penalty
 ):
     """A grammar that it cannot read it drops without a word."""
     monkeypatch.setattr("workers.engines.llama_cpp_generation.to_lark", lambda _: own)
     constraint = Constraint("regex", "[0-9]{3}(é|日)[0-9]{2}")
-    outputs = byte_level.generate((5, 6), constraint=constraint, max_tokens=40, temperature=1.0)
+    sampling = {"max_tokens": 40, "temperature": 1.0, "repetition_penalty": penalty}
+    outputs = byte_level.generate((5, 6), constraint=constraint, **sampling)
     data = b"".join(byte_level.vocabulary.pieces[token] for token in tokens_of(outputs))
     assert re.fullmatch("[0-9]{3}(é|日)[0-9]{2}", data.decode())
     assert outputs[-1].finish == "stop"

@@ -8,11 +8,10 @@ from workers.engines import llama_cpp_requests as requests
 from workers.engines.base import Sequence
 
 
-def draw(generated=(), banned=(), grammar=None, **sampling):
+def draw(generated=(), banned=(), only=(), grammar=None, **sampling):
     sequence = Sequence(id="s", prompt=(7, 8), sampling=Sampling(**sampling))
-    return requests.draw(
-        sequence, list(generated), slot=3, count=5, banned=banned, stream=True, grammar=grammar
-    )
+    own = {"banned": banned, "only": only, "grammar": grammar}
+    return requests.draw(sequence, list(generated), slot=3, count=5, stream=True, **own)
 
 
 def test_every_option_that_bears_on_the_draw_is_neutral_by_default():
@@ -107,3 +106,8 @@ def test_under_a_grammar_a_banned_token_stays_possible_where_nothing_else_is_lef
     assert bound["grammar"] == '%llguidance {}\nstart: "a"'
     assert bound["logit_bias"] == [[2, -1000.0]]
     assert draw(banned=[2])["logit_bias"] == [[2, False]]
+
+
+def test_the_only_tokens_that_may_come_keep_their_own_biases():
+    request = draw((5,), only=(4, 9), logit_bias={9: 3.0, 7: 1.0}, presence_penalty=0.5)
+    assert request["logit_bias"] == [[9, 1003.0], [7, 1.0], [5, -0.5], [4, 1000.0]]
