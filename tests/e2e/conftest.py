@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import anthropic
 import httpx
 import openai
 import pytest
 import redis as sync_redis
+from up_process import Up, shared
 
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 30.0  # seconds that any single wait may take
@@ -139,7 +142,7 @@ def cluster(redis_url, tmp_path):
     cluster.redis.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def until():
     return wait_for
 
@@ -148,3 +151,47 @@ def until():
 def models_dir(pytestconfig):
     """The data directory of this checkout: weights are converted once, not once a run."""
     return pytestconfig.rootpath / ".queueserve"
+
+
+# What users get of `queueserve up`, with a real model for text and one for vectors: one for all
+# tests of features, whichever test process they run in.
+CHAT, EMBEDDINGS = "smollm2-135m-instruct", "all-minilm-l6-v2"
+
+
+def _up(home: Path) -> Up:
+    models = ("--model-path", "smollm2", "--model-path", "minilm")
+    # A thread each: with more they would wait for each other, where other tests run beside them.
+    up = Up(home, "--port", "0", "--redis-port", "0", *models, "--", "--threads", "1")
+
+    def is_there() -> bool:
+        told = up.line("Stop") and httpx.get(f"{up.url}/v1/models").json()["data"]
+        return {model["id"] for model in told} == {CHAT, EMBEDDINGS}
+
+    wait_for(is_there, "both models", 240)
+    return up
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory):
+    """Its address, and the names of its models."""
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        home = home.parent  # which all processes of this run have
+    with shared(home / "up", _up) as url:
+        yield SimpleNamespace(url=url, chat=CHAT, embeddings=EMBEDDINGS)
+
+
+@pytest.fixture(scope="session")
+def client(up):
+    """The openai client."""
+    with openai.OpenAI(
+        base_url=f"{up.url}/v1", api_key="none", max_retries=0, timeout=150
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def claude(up):
+    """The anthropic client."""
+    with anthropic.Anthropic(base_url=up.url, api_key="none", max_retries=0, timeout=150) as client:
+        yield client

@@ -1,4 +1,4 @@
-"""Vectors from real processes: the real model, and workers that are killed at their work."""
+"""Vectors, from workers that are killed at their work."""
 
 from __future__ import annotations
 
@@ -39,33 +39,3 @@ def test_killed_workers_do_not_show(cluster, clients, until):
         for worker in doomed:
             os.kill(cluster.pid_of(worker), signal.SIGKILL)
         assert asked.result(timeout=60) == expected
-
-
-@pytest.mark.timeout(240)
-def test_the_real_model_finds_what_is_meant(cluster, clients):
-    url, _ = cluster.api()
-    client = clients(url)
-    name = "all-minilm-l6-v2"
-    cluster.worker("--model-path", "minilm", "--threads", "1", model=name)
-    query, near, far = vectors(
-        client, ["How old are you?", "What is your age?", "Rain fell on the roof."], name
-    )
-    alike = sum(a * b for a, b in zip(query, near, strict=True))
-    unlike = sum(a * b for a, b in zip(query, far, strict=True))
-    assert alike > 0.7
-    assert unlike < 0.3
-    ranking = client.post(
-        "/rerank",
-        cast_to=object,
-        body={
-            "model": name,
-            "query": "Where do penguins live?",
-            "documents": ["Bread is baked in an oven.", "Penguins are found in Antarctica."],
-        },
-    )
-    assert [one["index"] for one in ranking["results"]] == [1, 0]
-    assert ranking["results"][0]["relevance_score"] > 0.5
-    [model] = client.models.list().data
-    assert model.max_model_len == 256
-    assert "embed" in model.capabilities
-    assert "chat" not in model.capabilities

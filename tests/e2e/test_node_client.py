@@ -24,11 +24,12 @@ def node():
 
 
 @pytest.mark.timeout(400)
-def test_every_feature(node, cluster):
-    url, _ = cluster.api()
-    cluster.worker("--model-path", "smollm2", model="smollm2")
-    cluster.worker("--model-path", "minilm", model="minilm")
-    names = {"QUEUESERVE_URL": f"{url}/v1", "CHAT_MODEL": "smollm2", "EMBEDDING_MODEL": "minilm"}
+def test_every_feature(node, up):
+    names = {
+        "QUEUESERVE_URL": f"{up.url}/v1",
+        "CHAT_MODEL": up.chat,
+        "EMBEDDING_MODEL": up.embeddings,
+    }
     done = subprocess.run(
         [node, "--test", "--test-reporter", "spec", "openai.test.mjs"],
         cwd=HERE,

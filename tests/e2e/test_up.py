@@ -4,94 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx
 import pytest
 import redis as sync_redis
+from up_process import Up
 
 from queueserve.queue.embedded import EmbeddedRedis
 
 FAKE = ("--engine", "fake", "--port", "0", "--redis-port", "0")
-
-
-class Up:
-    """A running `queueserve up`, what it has said, and what it says it is."""
-
-    def __init__(self, data_dir, *options: str) -> None:
-        self.data_dir = data_dir
-        env = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "REDIS_URL" and not name.startswith("QUEUESERVE_")
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "queueserve.cli", "up", "--data-dir", str(data_dir), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=env | {"PYTHONUNBUFFERED": "1"},
-        )
-        self.said = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said += line
-
-    def line(self, start: str) -> str:
-        """What follows `start` on its line, once it is said; empty before."""
-        found = re.search(rf"^ *{start} +(.*)\n", self.said, re.MULTILINE)
-        return found.group(1) if found else ""
-
-    @property
-    def url(self) -> str:
-        return self.line("API").removeprefix("starting on ")
-
-    @property
-    def redis_port(self) -> int:
-        return int(self.line("Look in").split()[2])
-
-    def redis(self) -> sync_redis.Redis:
-        return sync_redis.Redis(port=self.redis_port, decode_responses=True)
-
-    def workers(self) -> dict[str, int]:
-        """Worker id → process id, as registered."""
-        with self.redis() as client:
-            return {
-                key.rpartition(":")[2]: int(client.hget(key, "pid"))
-                for key in client.scan_iter("qs:{fake}:worker:*")
-            }
-
-    def pids(self) -> list[int]:
-        """The processes that must not outlive this one: Redis, the workers."""
-        with self.redis() as client:
-            return [client.info("server")["process_id"], *self.workers().values()]
-
-    def end(self) -> int:
-        """The exit status, after everything was said."""
-        try:
-            status = self.process.wait(timeout=30)
-        finally:
-            self.process.kill()
-            self._reader.join(timeout=5)
-        return status
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.end()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
