@@ -79,6 +79,7 @@ def serve(
     allowed_methods: tuple[str, ...],
     allowed_headers: tuple[str, ...],
     allow_credentials: bool,
+    allowed_image_hosts: tuple[str, ...] | None,
     **rest: Any,
 ) -> None:
     """Run an API server. Any number of them may share a Redis."""
@@ -100,6 +101,7 @@ def serve(
                 headers=allowed_headers,
                 credentials=allow_credentials,
             ),
+            allowed_image_hosts=tuple(host.lower() for host in allowed_image_hosts or ()),
             **rest,
         )
     except ValueError as error:

@@ -240,3 +240,4 @@ class ModelCard:
     seen: int = 0  # Unix seconds, renewed by its workers
     tool_parser: str | None = None  # how it writes calls; None: it takes no tools
     reasoning_parser: str | None = None  # how it marks its reasoning; None: it does not
+    images: bool = False  # its messages may hold some

@@ -51,6 +51,12 @@ request_options = options(
         help="Size of the largest request.",
     ),
     option(
+        "--allowed-image-hosts",
+        type=NAMES,
+        help="Hosts, as host or host:port, that links to images may name: the server behind a "
+        "worker fetches them. [default: none, data URLs only]",
+    ),
+    option(
         "--keep-alive",
         type=SECONDS,
         default=DEFAULT.keep_alive,

@@ -49,6 +49,7 @@ class ApiSettings:
     max_response_bytes: int = 256 * 1024 * 1024  # of all that it stores
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: everybody may ask
     cors: Cors = Cors()
+    allowed_image_hosts: tuple[str, ...] = ()  # in lower case, with the port unless it is usual
     shutdown_grace: float = 30.0  # for running requests, once the server was told to stop
     idempotency_secret: str = IDEMPOTENCY_SECRET
     ssl_keyfile: Path | None = None

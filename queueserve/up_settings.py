@@ -15,6 +15,7 @@ _FOR_THE_API = (
     "max_queue",
     "max_queue_per_tenant",
     "max_body_bytes",
+    "allowed_image_hosts",
     "keep_alive",
     "write_timeout",
     "response_ttl",
@@ -28,7 +29,13 @@ _FOR_THE_API = (
 )
 _FOR_WORKERS = ("engine", "model_path", "model_names", "data_dir")
 _SECRET = ("ssl_keyfile_password", "idempotency_secret", "api_keys")
-_NAMES = ("api_keys", "allowed_origins", "allowed_methods", "allowed_headers")  # one value each
+_NAMES = (  # one value each
+    "api_keys",
+    "allowed_origins",
+    "allowed_methods",
+    "allowed_headers",
+    "allowed_image_hosts",
+)
 
 
 def up_settings(given: dict[str, Any]) -> UpSettings:

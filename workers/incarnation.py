@@ -155,6 +155,7 @@ class Incarnation:
                 created=created,
                 tool_parser=self._dialect.tools,
                 reasoning_parser=self._dialect.reasoning,
+                images=info.images,
             )
             for name in (*self._settings.model_names, *info.adapters)
         ]

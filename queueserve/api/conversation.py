@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from queueserve.api.schemas.chat import Message
+from queueserve.api.schemas.chat import ImagePart, Message, Part
 
 _CARRIED = ("role", "content", "name", "tool_call_id", "reasoning_content")  # as they are
 
@@ -17,7 +17,7 @@ def carried(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
     for index, message in enumerate(messages):
         fields = {name: value for name in _CARRIED if (value := getattr(message, name)) is not None}
         if isinstance(message.content, list):
-            fields["content"] = [{"type": "text", "text": part.text} for part in message.content]
+            fields["content"] = [*map(_part, message.content)]
         calls = [call.model_dump() for call in message.tool_calls or ()]
         if message.function_call is not None:
             last_call = f"call_{index}"
@@ -29,3 +29,9 @@ def carried(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
             fields |= {"role": "tool", "tool_call_id": last_call}
         out.append(fields)
     return tuple(out)
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        return part.model_dump(exclude_none=True)
+    return {"type": "text", "text": part.text}

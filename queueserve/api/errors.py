@@ -26,9 +26,6 @@ from queueserve.errors import PoisonJobError, QueueFullError, QueueServeError
 
 log = logging.getLogger(__name__)
 
-TEXT_ONLY = "text_only"
-"""The type of the validation error for content that is no text."""
-
 _MAX_RETRY_AFTER = 120.0  # seconds; the openai client gives up above it
 _SOON = 1.0
 _LATER = 5.0
@@ -177,17 +174,9 @@ def _code_of(kind: str) -> str:
         return "missing_required_parameter"
     if kind.endswith(("_type", "_parsing")):
         return "invalid_type"
-    if kind in ("unsupported_value", TEXT_ONLY):
-        return "unsupported_value"
+    if kind == "unsupported_value":
+        return kind
     return "invalid_value"
-
-
-def _message_of(error: Mapping[str, Any], body: Any) -> str:
-    """Return what an error says; of which model, where another one might take the value."""
-    message: str = error["msg"]
-    if error["type"] == TEXT_ONLY and isinstance(body, dict):
-        return f"{message}: the model {str(body.get('model'))[:100]!r} takes text only"
-    return message
 
 
 def _invalid(errors: Sequence[Any], body: Any) -> Response:
@@ -202,8 +191,7 @@ def _invalid(errors: Sequence[Any], body: Any) -> Response:
     )
     if error["type"] == "missing":
         param = f"{param}.{error['loc'][-1]}".removeprefix(".")
-    message = _message_of(error, body)
-    message = f"{param}: {message}" if param else message
+    message = f"{param}: {error['msg']}" if param else error["msg"]
     return error_response(400, message, code=_code_of(error["type"]), param=param or None)
 
 

@@ -12,10 +12,11 @@ from typing import Any, Self, TypeVar
 from queueserve.api.constraints import constraint_of
 from queueserve.api.conversation import carried
 from queueserve.api.limits import MAX_CHARS, MAX_JOBS
-from queueserve.api.schemas.chat import ChatCompletionRequest
+from queueserve.api.schemas.chat import ChatCompletionRequest, ImageUrl
 from queueserve.api.schemas.completions import CompletionRequest
 from queueserve.api.schemas.data import ModelRequest
 from queueserve.api.schemas.generation import GenerationRequest
+from queueserve.api.schemas.images import host_of
 from queueserve.api.tools import offer_of
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import DEFAULT_CLASS, Job, JobKind, ModelCard, Sampling
@@ -27,6 +28,7 @@ PRIORITIES: Mapping[str | None, int] = {"priority": 4, "flex": 12}
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's own default, for plain completions only
 _COST_OF_OUTPUT = 256  # tokens, where a request sets no bound
+_COST_OF_IMAGE = 1024  # tokens, about
 _CHARS_PER_TOKEN = 4
 _GRACE = 30.0  # seconds in which a retry with the same Idempotency-Key finds the job still running
 _MAX_KEY_CHARS = 256
@@ -97,7 +99,8 @@ def chat_jobs(
     chars = sum(message.chars for message in request.messages) + sum(
         len(str(tool)) for tool in offer.tools
     )
-    _check_size(chars, request.n or 1)
+    _check_images(request.images, card, settings)
+    _check_size(chars + sum(len(image.url) for image in request.images), request.n or 1)
     job = _job(
         request,
         identity,
@@ -111,7 +114,7 @@ def chat_jobs(
         template_kwargs=request.chat_template_kwargs or {},
         continue_final_message=bool(request.continue_final_message),
         add_generation_prompt=request.add_generation_prompt is not False,
-        cost=_cost(chars // _CHARS_PER_TOKEN, max_tokens),
+        cost=_cost(chars // _CHARS_PER_TOKEN + _COST_OF_IMAGE * len(request.images), max_tokens),
     )
     if offer.is_bound(wanted):  # it ends where its JSON does; a stop inside would cut a call in two
         job = replace(job, sampling=replace(job.sampling, stop=(), stop_token_ids=()))
@@ -119,6 +122,19 @@ def chat_jobs(
         asked = replace(job.sampling, logprobs=request.top_logprobs or 0)
         job = replace(job, sampling=asked)
     return _numbered([job], request.n or 1, identity)
+
+
+def _check_images(images: Sequence[ImageUrl], card: ModelCard, settings: ApiSettings) -> None:
+    """Refuse images that the model does not take, or that lie where nobody may be sent to."""
+    if images and not card.images:
+        raise InvalidRequestError(f"The model {card.name!r} takes no images.", param="messages")
+    for image in images:
+        host = host_of(image.url)
+        if host is not None and host not in settings.allowed_image_hosts:
+            raise InvalidRequestError(
+                f"Images of {host[:100]} are not allowed here; send the image as a data: URL.",
+                param="messages",
+            )
 
 
 def _check_size(length: int, choices: int) -> None:

@@ -19,6 +19,11 @@ MAX_TOOLS = 128
 """Tools of a request, and calls in one message."""
 MAX_PARTS = 1_024
 """Parts of one message's content."""
+MAX_IMAGES = 32
+"""Images in all messages together."""
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+MAX_LINK_CHARS = 4_096
+"""Characters of the link to an image that is none of data."""
 MAX_PROMPTS = 1_024
 MAX_INPUTS = 16_384
 """Texts of a request for embeddings or scores."""

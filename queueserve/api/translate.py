@@ -54,6 +54,11 @@ def function_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": function}
 
 
+def image_part(link: str, detail: str | None = None) -> dict[str, Any]:
+    """Return an image as chat messages hold it."""
+    return {"type": "image_url", "image_url": {"url": link, "detail": detail}}
+
+
 class Conversation:
     """Collects chat messages; what an assistant did in one turn becomes one message."""
 

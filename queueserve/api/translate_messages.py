@@ -10,6 +10,7 @@ import orjson
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.messages import (
     CountTokensRequest,
+    ImageBlock,
     MessagesRequest,
     NamedTool,
     TextBlock,
@@ -24,6 +25,7 @@ from queueserve.api.translate import (
     chat_request,
     function_call,
     function_tool,
+    image_part,
     named_function,
 )
 
@@ -88,26 +90,30 @@ def _add(conversation: Conversation, turn: Turn) -> None:
     if isinstance(turn.content, str):
         conversation.say(turn.role, turn.content)
         return
-    texts: list[str] = []
+    parts: list[dict[str, Any]] = []
     for block in turn.content:
         match block:
             case TextBlock(text=text):
-                texts.append(text)
+                parts.append({"type": "text", "text": text})
+            case ImageBlock(source=source):
+                parts.append(image_part(source.link))
             case ThinkingBlock(thinking=text):
                 conversation.think(text)
             case ToolResultBlock():
                 conversation.result(block.tool_use_id, _text(block.content or ""))
             case ToolUseBlock():
-                _say(conversation, turn.role, texts)
+                _say(conversation, turn.role, parts)
                 arguments = orjson.dumps(block.input).decode()
                 conversation.call(function_call(block.id, block.name, arguments))
-    _say(conversation, turn.role, texts)
+    _say(conversation, turn.role, parts)
 
 
-def _say(conversation: Conversation, role: str, texts: list[str]) -> None:
-    if texts:
-        conversation.say(role, "".join(texts) if role == "assistant" else "\n".join(texts))
-        texts.clear()
+def _say(conversation: Conversation, role: str, parts: list[dict[str, Any]]) -> None:
+    if parts:
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        only_text = ("" if role == "assistant" else "\n").join(texts)
+        conversation.say(role, only_text if len(texts) == len(parts) else [*parts])
+        parts.clear()
 
 
 def _text(content: str | Iterable[TextBlock]) -> str:

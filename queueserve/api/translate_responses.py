@@ -10,12 +10,14 @@ from queueserve.api.schemas.responses import (
     AllowedTools,
     FunctionCallItem,
     FunctionCallOutputItem,
+    ImagePart,
     Item,
     JsonSchemaFormat,
     MessageItem,
+    MessagePart,
     NamedTool,
-    Part,
     ReasoningItem,
+    RefusalPart,
     ResponsesRequest,
     TextPart,
 )
@@ -24,6 +26,7 @@ from queueserve.api.translate import (
     chat_request,
     function_call,
     function_tool,
+    image_part,
     named_function,
 )
 
@@ -182,16 +185,23 @@ def _content(item: MessageItem) -> str | list[dict[str, Any]]:
     content = item.content
     if isinstance(content, str):
         return content
-    if item.role == "assistant" or len(content) == 1:  # what a model has said is one text
-        return _joined(content)
-    return [{"type": "text", "text": _text(part)} for part in content]
+    texts = [part for part in content if not isinstance(part, ImagePart)]
+    if len(texts) == len(content) and (item.role == "assistant" or len(texts) == 1):
+        return _joined(texts)  # what a model has said is one text
+    return [*map(_part, content)]
 
 
-def _joined(parts: Iterable[Part]) -> str:
+def _part(part: MessagePart) -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        return image_part(part.image_url, part.detail)
+    return {"type": "text", "text": _text(part)}
+
+
+def _joined(parts: Iterable[TextPart | RefusalPart]) -> str:
     return "".join(map(_text, parts))
 
 
-def _text(part: Part) -> str:
+def _text(part: TextPart | RefusalPart) -> str:
     return part.text if isinstance(part, TextPart) else part.refusal
 
 

@@ -49,6 +49,8 @@ class EngineInfo:
         False  # it passes jobs on to a server, and deals in pieces of text, not in tokens
     )
 
+    images: bool = False  # messages may hold some; what they show is not looked at before
+
     @property
     def kinds(self) -> tuple[JobKind, ...]:
         """What a worker with it takes: its own tasks, and those that need a tokenizer only."""

@@ -119,6 +119,7 @@ class OpenAIEngine:
             context_length=length,
             slots=self._slots or await slots_of(self._client, self._owner),
             relays=True,
+            images=True,  # the server refuses them if its model sees none
         )
         self._tasks.start(self._health.watch(), f"health of {self._model}")
 

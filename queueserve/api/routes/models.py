@@ -21,7 +21,7 @@ def _model(card: ModelCard) -> dict[str, Any]:
         "root": card.pool,
         "parent": None if card.name == card.pool else card.pool,  # of an alias
         "max_model_len": card.context_length,
-        "capabilities": card.tasks,
+        "capabilities": [*card.tasks, *(["images"] if card.images else [])],
         "engine": card.engine,
     }
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from queueserve.api.limits import MAX_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOKENS
+from queueserve.api.limits import (
+    MAX_CHARS,
+    MAX_IMAGES,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOKENS,
+)
 from queueserve.api.schemas.generation import GenerationRequest, Schema
+from queueserve.api.schemas.images import ImageLink
 from queueserve.api.schemas.tools import (
     CalledFunction,
     CallId,
@@ -19,7 +27,7 @@ from queueserve.api.schemas.tools import (
     Tools,
     chosen_names,
 )
-from queueserve.api.schemas.values import JsonObject, invalid, only, text_only
+from queueserve.api.schemas.values import JsonObject, invalid, of_type, only
 
 
 class TextPart(Schema):
@@ -41,8 +49,24 @@ class RefusalPart(Schema):
         return self.refusal
 
 
+class ImageUrl(Schema):
+    """Where an image is."""
+
+    url: ImageLink
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Schema):
+    """An image in a user's message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    text: ClassVar[str] = ""
+
+
 Part: TypeAlias = Annotated[
-    Annotated[TextPart | RefusalPart, Field(discriminator="type")], text_only("text", "refusal")
+    Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")],
+    of_type(("text", "refusal", "image_url"), "Content"),
 ]
 
 
@@ -69,6 +93,12 @@ class Message(Schema):
         texts.append(self.function_call.arguments if self.function_call else "")
         return sum(map(len, texts))
 
+    @property
+    def images(self) -> list[ImagePart]:
+        """The images among the parts."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return [part for part in parts if isinstance(part, ImagePart)]
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if self.content is None and self.role != "assistant":
@@ -79,12 +109,16 @@ class Message(Schema):
             raise invalid("A message of role 'function' needs the name of the function")
         if (self.tool_calls or self.function_call) and self.role != "assistant":
             raise invalid(f"A message of role {self.role!r} cannot call tools")
+        if self.role != "user" and self.images:
+            raise invalid(f"A message of role {self.role!r} cannot hold images")
         return self
 
 
 def _short_enough(messages: list[Message]) -> list[Message]:
     if sum(message.chars for message in messages) > MAX_CHARS:
         raise invalid(f"The messages have more than {MAX_CHARS} characters")
+    if sum(len(message.images) for message in messages) > MAX_IMAGES:
+        raise invalid(f"The messages have more than {MAX_IMAGES} images")
     return messages
 
 
@@ -93,7 +127,7 @@ Messages: TypeAlias = Annotated[
     Field(
         min_length=1,
         max_length=MAX_MESSAGES,
-        description=f"At most {MAX_CHARS} characters together.",
+        description=f"At most {MAX_CHARS} characters and {MAX_IMAGES} images together.",
     ),
     AfterValidator(_short_enough),
 ]
@@ -138,6 +172,11 @@ class ChatCompletionRequest(GenerationRequest):
         if value and continues:
             raise invalid("This cannot be true together with continue_final_message")
         return value
+
+    @property
+    def images(self) -> list[ImageUrl]:
+        """The images of all messages."""
+        return [part.image_url for message in self.messages for part in message.images]
 
     @property
     def offered(self) -> list[Function]:

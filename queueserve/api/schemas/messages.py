@@ -15,8 +15,9 @@ from queueserve.api.limits import (
     MAX_TOOLS,
 )
 from queueserve.api.schemas.generation import Probability, Schema, Stop
+from queueserve.api.schemas.images import Base64, ImageLink, Kind
 from queueserve.api.schemas.tools import CalledName, CallId, Name
-from queueserve.api.schemas.values import JsonObject, by_type, of_type, only, text_only
+from queueserve.api.schemas.values import JsonObject, by_type, of_type, only
 
 
 class TextBlock(Schema):
@@ -33,6 +34,41 @@ class ThinkingBlock(Schema):
     thinking: str
 
 
+class Base64Source(Schema):
+    """An image that comes along."""
+
+    type: Literal["base64"]
+    media_type: Kind
+    data: Base64
+
+    @property
+    def link(self) -> str:
+        """The image as a data URL."""
+        return f"data:{self.media_type};base64,{self.data}"
+
+
+class LinkSource(Schema):
+    """An image that lies elsewhere."""
+
+    type: Literal["url"]
+    url: ImageLink
+
+    @property
+    def link(self) -> str:
+        """Where it lies."""
+        return self.url
+
+
+class ImageBlock(Schema):
+    """An image in a user's message."""
+
+    type: Literal["image"]
+    source: Annotated[
+        Annotated[Base64Source, Tag("base64")] | Annotated[LinkSource, Tag("url")],
+        by_type({"base64": "base64", "url": "url"}, "A source"),
+    ]
+
+
 class ToolUseBlock(Schema):
     """A call that the model has made."""
 
@@ -43,7 +79,7 @@ class ToolUseBlock(Schema):
 
 
 Texts: TypeAlias = Annotated[
-    list[Annotated[TextBlock, text_only("text")]], Field(max_length=MAX_PARTS)
+    list[Annotated[TextBlock, of_type(("text",), "Content")]], Field(max_length=MAX_PARTS)
 ]
 
 
@@ -56,16 +92,15 @@ class ToolResultBlock(Schema):
     is_error: bool | None = None
 
 
-_BLOCKS = ("text", "thinking", "tool_use", "tool_result")
+_BLOCKS = ("text", "image", "thinking", "tool_use", "tool_result")
 Block: TypeAlias = Annotated[
-    Annotated[
-        Annotated[TextBlock, Tag("text")]
-        | Annotated[ThinkingBlock, Tag("thinking")]
-        | Annotated[ToolUseBlock, Tag("tool_use")]
-        | Annotated[ToolResultBlock, Tag("tool_result")],
-        by_type({kind: kind for kind in _BLOCKS}, "Content"),
-    ],
-    text_only(*_BLOCKS),
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ImageBlock, Tag("image")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")],
+    by_type({kind: kind for kind in _BLOCKS}, "Content"),
+    of_type(_BLOCKS, "Content"),
 ]
 
 

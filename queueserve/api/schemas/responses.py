@@ -8,6 +8,7 @@ from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
 from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS, MAX_TOOLS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
+from queueserve.api.schemas.images import ImageLink
 from queueserve.api.schemas.tools import CalledName, CallId, Name
 from queueserve.api.schemas.values import (
     JsonObject,
@@ -15,7 +16,6 @@ from queueserve.api.schemas.values import (
     invalid,
     of_type,
     only,
-    text_only,
     unsupported,
 )
 
@@ -36,12 +36,27 @@ class RefusalPart(Schema):
     refusal: str
 
 
+class ImagePart(Schema):
+    """An image in a user's message."""
+
+    type: Literal["input_image"]
+    image_url: ImageLink
+    detail: Literal["auto", "low", "high"] | None = "auto"
+    file_id: Annotated[Any, only(instead="image_url")] = None
+
+
+_KINDS = dict.fromkeys(_TEXTS, "text") | {"refusal": "refusal"}
 Part: TypeAlias = Annotated[
-    Annotated[
-        Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
-        by_type(dict.fromkeys(_TEXTS, "text") | {"refusal": "refusal"}, "Content"),
-    ],
-    text_only(*_TEXTS, "refusal"),
+    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
+    by_type(_KINDS, "Content"),
+    of_type(_KINDS, "Content"),
+]
+MessagePart: TypeAlias = Annotated[
+    Annotated[TextPart, Tag("text")]
+    | Annotated[RefusalPart, Tag("refusal")]
+    | Annotated[ImagePart, Tag("image")],
+    by_type(_KINDS | {"input_image": "image"}, "Content"),
+    of_type((*_KINDS, "input_image"), "Content"),
 ]
 
 
@@ -50,7 +65,7 @@ class MessageItem(Schema):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
+    content: str | Annotated[list[MessagePart], Field(max_length=MAX_PARTS)]
 
 
 class FunctionCallItem(Schema):

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Discriminator
 from pydantic_core import PydanticCustomError
 
-from queueserve.api.errors import TEXT_ONLY
 from queueserve.api.limits import MAX_DEPTH
 
 
@@ -35,22 +34,6 @@ def only(*neutral: Any, instead: str = "") -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-def text_only(*kinds: str) -> BeforeValidator:
-    """Refuse a part of a content whose `type` is none of these: no model here sees images.
-
-    Nothing of it is looked at, so nothing that it points to is ever fetched.
-    """
-
-    def check(value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else None
-        if isinstance(kind, str) and kind not in kinds:
-            told = {"kind": kind[:50]}
-            raise PydanticCustomError(TEXT_ONLY, "Content of type '{kind}' is not supported", told)
-        return value
-
-    return BeforeValidator(check)
 
 
 def at_most(members: int) -> BeforeValidator:

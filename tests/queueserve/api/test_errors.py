@@ -12,7 +12,7 @@ from queueserve import errors
 
 USER = {"role": "user", "content": "hi"}
 CHAT = {"model": "m", "messages": [USER]}
-IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 BAD_CHATS = [
@@ -30,7 +30,7 @@ BAD_CHATS = [
         "missing_required_parameter",
     ),
     (
-        {"messages": [{"role": "user", "content": [IMAGE]}]},
+        {"messages": [{"role": "user", "content": [AUDIO]}]},
         "messages[0].content[0]",
         "unsupported_value",
     ),

@@ -1,12 +1,19 @@
-"""Images are refused in every dialect, wherever they lie; and nothing is ever fetched."""
+"""Images in every dialect: what may be one, where it may lie, and that nothing is ever fetched."""
 
 from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 
-LINKS = ["data:image/png;base64,iVBORw0KGgo=", "{http}/cat.png", "file:///etc/passwd"]
+from queueserve.api.app import create_app
+from queueserve.api.limits import MAX_IMAGE_BYTES, MAX_IMAGES
+from queueserve.protocol import ModelCard
+from queueserve.settings import ApiSettings
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+HOST = "images.example"
 
 
 def chat(link: str) -> tuple[str, dict]:
@@ -32,9 +39,10 @@ def function_output(link: str) -> tuple[str, dict]:
 
 
 def source(link: str) -> dict:
-    kind, _, data = link.partition(":")
-    if kind == "data":
-        return {"type": "base64", "media_type": "image/png", "data": data.rpartition(",")[2]}
+    if link.startswith("data:"):
+        kind, _, data = link.removeprefix("data:").partition(",")
+        media_type = kind.removesuffix(";base64")
+        return {"type": "base64", "media_type": media_type, "data": data}
     return {"type": "url", "url": link}
 
 
@@ -62,19 +70,123 @@ async def site():
         yield f"http://127.0.0.1:{port}", visitors
 
 
-@pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize(
-    "asking", [chat, tool_result, responses, function_output, messages, nested]
-)
-async def test_an_image_is_a_400_that_names_the_model_and_nothing_is_fetched(
-    http, hand, site, asking, link
-):
-    address, visitors = site
-    path, body = asking(link.replace("{http}", address))
-    answer = await http.post(path, json={"model": "m"} | body)
-    assert answer.status_code == 400
-    message = answer.json()["error"]["message"]
-    assert "the model 'm' takes text only" in message
-    assert any(kind in message for kind in ("'image_url'", "'input_image'", "'image'"))
+IN_MESSAGES = [chat, responses, messages]
+IN_RESULTS = [tool_result, function_output, nested]
+
+
+@pytest.fixture
+def seeing(hand):
+    """The one model takes images; gives its plane."""
+    hand.models = [ModelCard(name="m", pool="m", context_length=100, engine="hand", images=True)]
+    return hand
+
+
+@pytest.fixture
+async def open_http(seeing):
+    """A client of an application with an allowed host, and room for large images."""
+    settings = ApiSettings(max_body_bytes=40_000_000, allowed_image_hosts=(HOST, "cdn.example:444"))
+    app = create_app(settings, open_plane=seeing.plane)
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope, receive, send):
+            await app(scope | {"state": dict(state)}, receive, send)
+
+        transport = httpx.ASGITransport(with_state)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+async def refused(client, asking, link: str) -> str:
+    path, body = asking(link)
+    answer = await client.post(path, json={"model": "m"} | body)
+    assert answer.status_code == 400, answer.text
+    return answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("asking", IN_MESSAGES)
+async def test_a_model_that_sees_none_says_so(http, hand, asking):
+    assert await refused(http, asking, PNG) == "The model 'm' takes no images."
     assert hand.streams == []
+
+
+@pytest.mark.parametrize("asking", IN_RESULTS)
+async def test_what_a_tool_gives_holds_none(open_http, hand, asking):
+    message = await refused(open_http, asking, PNG)
+    assert "cannot hold images" in message or "is not supported" in message
+    assert hand.streams == []
+
+
+@pytest.mark.parametrize("asking", IN_MESSAGES)
+async def test_nothing_is_fetched_and_no_host_is_allowed_by_default(http, seeing, site, asking):
+    address, visitors = site
+    message = await refused(http, asking, f"{address}/cat.png")
+    assert message.startswith("Images of 127.0.0.1:")
+    assert seeing.streams == []
     assert visitors == []
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("file:///etc/passwd", "ftp://images.example/a", "//images.example/a", "", "cat.png"),
+        *("http://user@images.example/a", "http://images.example:444@evil.example/"),
+        *("http://evil.example\\@images.example/", "https://images.example /a"),
+        *("https://images.example/\ta", "https://im\u0430ges.example/a", "https://[::1]/a"),
+        *("https://images.example/" + "a" * 5000, "https:images.example/a"),
+        *("data:image/svg+xml;base64,iVBORw0KGgo=", "data:text/html;base64,aaaa"),
+        *("data:image/png,raw", "data:image/png;base64,", "data:image/png;base64,a"),
+        *(
+            "data:image/png;base64,aa%3D",
+            "data:image/png;base64,aaaa\n",
+            "DATA:image/png;base64,aa==",
+        ),
+    ],
+)
+@pytest.mark.parametrize("asking", IN_MESSAGES)
+async def test_what_is_no_image_is_refused(open_http, seeing, link, asking):
+    assert "mage" in await refused(open_http, asking, link)
+    assert seeing.streams == []
+
+
+@pytest.mark.parametrize(
+    "link, allowed",
+    [
+        ("https://images.example/a.png?b=c#d", True),
+        ("http://IMAGES.example", True),
+        ("https://cdn.example:444/a", True),
+        ("https://cdn.example/a", False),
+        ("https://images.example:22/a", False),
+        ("https://images.example./a", False),
+        ("https://not-images.example/a", False),
+        ("https://images.example.evil.example/a", False),
+        ("http://169.254.169.254/latest", False),
+    ],
+)
+async def test_a_link_is_taken_if_its_host_is_allowed(open_http, seeing, link, allowed):
+    if not allowed:
+        assert "are not allowed here" in await refused(open_http, chat, link)
+        return
+    path, body = chat(link)
+    asking = asyncio.create_task(open_http.post(path, json={"model": "m"} | body))
+    await seeing.opened()
+    seeing.start()
+    seeing.finish()
+    assert (await asking).status_code == 200
+    (message,) = seeing.streams[0].job.messages
+    assert message["content"] == [{"type": "image_url", "image_url": {"url": link}}]
+
+
+async def test_size_and_number_are_bounded(open_http, seeing):
+    large = "data:image/png;base64," + "A" * (MAX_IMAGE_BYTES // 3 * 4 + 8)
+    assert f"at most {MAX_IMAGE_BYTES} bytes" in await refused(open_http, chat, large)
+
+    def many(link: str) -> tuple[str, dict]:
+        path, body = chat(link)
+        return path, {"messages": body["messages"] * (MAX_IMAGES + 1)}
+
+    assert f"more than {MAX_IMAGES} images" in await refused(open_http, many, PNG)
+    assert seeing.streams == []
+
+
+async def test_a_models_card_tells_that_it_takes_them(http, seeing):
+    assert "images" in (await http.get("/v1/models/m")).json()["capabilities"]

@@ -324,13 +324,17 @@ class Brittle:
 
     def __init__(self):
         self.broken = []
-        self.asked = 0
+        self.bodies = []
         self.dies = False
         self.port = 0
 
     async def open(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    @property
+    def asked(self):
+        return len(self.bodies)
 
     def close(self):
         self._server.close()
@@ -342,8 +346,8 @@ class Brittle:
             if head.startswith("get"):
                 writer.write(json.dumps(LISTED).encode())
             else:
-                await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
-                self.asked += 1
+                length = int(head.partition("content-length: ")[2].split()[0])
+                self.bodies.append(json.loads(await reader.readexactly(length)))
                 sent = self.broken.pop(0) if self.broken else 2
                 for chunk in [CHUNK, CHUNK, LAST][: sent + (sent == 2)]:
                     writer.write(b"data: " + json.dumps(chunk).encode() + b"\r\n\r\n")
@@ -358,7 +362,7 @@ async def brittle(place):
     server = Brittle()
     await server.open()
     await place.worker(engine_of(f"http://127.0.0.1:{server.port}/v1"), "front")
-    front = await place.api()
+    front = await place.api(allowed_image_hosts=("images.example",))
     yield SimpleNamespace(server=server, ask=place.client(front.base))
     server.close()
 
@@ -375,6 +379,39 @@ async def test_a_server_that_never_answers_is_an_error(brittle):
     with pytest.raises(openai.InternalServerError, match="does not answer"):
         await asked(brittle.ask, "front")
     assert brittle.server.asked == 3
+
+
+IMAGE = "data:image/png;base64,iVBORw0KGgo="
+SEEN = [
+    {"type": "text", "text": "What is this?"},
+    {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
+    {"type": "image_url", "image_url": {"url": "https://images.example/cat.png"}},
+]
+
+
+async def test_images_go_on_as_they_are(brittle):
+    messages = [{"role": "user", "content": SEEN}]
+    answer = await asked(brittle.ask, "front", messages=messages, n=2)
+    assert answer.choices[1].message.content == "somesome"
+    assert [body["messages"] for body in brittle.server.bodies] == [messages, messages]
+    seen = [
+        {"type": "input_text", "text": SEEN[0]["text"]},
+        {"type": "input_image", "image_url": IMAGE, "detail": "low"},
+        {"type": "input_image", "image_url": SEEN[2]["image_url"]["url"], "detail": "auto"},
+    ]
+    made = await brittle.ask.responses.create(
+        model="front", input=[{"role": "user", "content": seen}]
+    )
+    assert made.output_text == "somesome"
+    [*_, body] = brittle.server.bodies
+    assert body["messages"][0]["content"][:2] == SEEN[:2]
+    assert body["messages"][0]["content"][2]["image_url"]["url"] == seen[2]["image_url"]
+
+
+async def test_a_server_whose_model_takes_no_images_refuses_them(both):
+    with pytest.raises(openai.BadRequestError, match="The model 'm' takes no images") as refused:
+        await asked(both.ask, "front", messages=[{"role": "user", "content": SEEN[:2]}])
+    assert refused.value.param == "messages"
 
 
 async def test_an_answer_that_breaks_off_later_is_an_error_and_no_second_beginning(brittle):
