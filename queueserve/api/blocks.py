@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from queueserve.api.parsers import Arguments, Call, Content, Parser, Piece, Reasoning
 
@@ -23,6 +23,7 @@ class Block:
     kind: Kind
     name: str = ""  # of the function called
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)  # of a text's tokens, if asked for
 
     @property
     def text(self) -> str:
@@ -83,9 +84,9 @@ class Blocks:
         return self._parser.cut
 
     @property
-    def reasoning(self) -> bool:
-        """Whether what came last is reasoning."""
-        return self._open is not None and self._open.kind == "reasoning"
+    def open(self) -> Kind | None:
+        """The kind of the block that what came last belongs to; None before the first one."""
+        return None if self._open is None else self._open.kind
 
     def _take(self, pieces: Iterable[Piece]) -> list[Step]:
         steps: list[Step] = []

@@ -58,7 +58,11 @@ _RETRY_AFTER: Mapping[str, float] = {
 }
 
 _PARAMS: Mapping[str, Mapping[str | None, str]] = {
-    "/v1/responses": {"messages": "input", "response_format": "text"},
+    "/v1/responses": {
+        "messages": "input",
+        "response_format": "text",
+        "logprobs": "include",
+    },
 }
 """By path, what fields that jobs know are called there."""
 

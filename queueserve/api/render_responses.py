@@ -65,6 +65,7 @@ class ResponseEvents:
         self._number = 0  # of the next event
         self._begun = False
         self._deltas: dict[int, bytes] = {}  # what stands before the number, by block
+        self._told = 0  # logprobs of the open block
 
     def begin(self) -> list[bytes]:
         """Return the frames that a Response which waits begins with."""
@@ -123,12 +124,14 @@ class ResponseEvents:
         item = self._answer.item(block, "in_progress", empty=True)
         frames = [self._event("response.output_item.added", output_index=block.index, item=item)]
         at = self._at(block)
+        self._told = 0
         if block.kind != "call":
             empty = part(block, empty=True)
             frames.append(self._event("response.content_part.added", **at, part=empty))
         name = f"response.{_DELTAS[block.kind]}.delta"
-        logprobs: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
-        head = orjson.dumps({"type": name, **at, **logprobs}).removesuffix(b"}")
+        plain = block.kind == "text" and not self._answer.logprobs
+        head = orjson.dumps({"type": name, **at, **({"logprobs": []} if plain else {})})
+        head = head.removesuffix(b"}")
         self._deltas[block.index] = b"event: %b\ndata: %b" % (name.encode(), head)
         return frames
 
@@ -138,7 +141,7 @@ class ResponseEvents:
         if block.kind == "call":
             frames.append(self._event(name, **at, arguments=block.text))
         else:
-            logprobs: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+            logprobs = {"logprobs": block.logprobs} if block.kind == "text" else {}
             frames.append(self._event(name, **at, **logprobs, text=block.text))
             frames.append(self._event("response.content_part.done", **at, part=part(block)))
         item = self._answer.item(block, "completed")
@@ -152,6 +155,9 @@ class ResponseEvents:
     def _delta(self, block: Block, text: str) -> bytes:
         number, self._number = self._number, self._number + 1
         head = self._deltas[block.index]
+        if block.kind == "text" and self._answer.logprobs:
+            told, self._told = self._told, len(block.logprobs)
+            head += b',"logprobs":%b' % orjson.dumps(block.logprobs[told:])
         return b'%b,"sequence_number":%d,"delta":%b}\n\n' % (head, number, orjson.dumps(text))
 
     def _event(self, name: str, **members: Any) -> bytes:

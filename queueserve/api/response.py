@@ -9,9 +9,11 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from queueserve.api.blocks import Block, Blocks, Closed, Step
+from queueserve.api.blocks import Block, Blocks, Closed, Grown, Step
+from queueserve.api.encrypted_content import packed
 from queueserve.api.errors import status_of
 from queueserve.api.generation import Batch
+from queueserve.api.logprobs import chat_logprobs
 from queueserve.api.parsers import Parser
 from queueserve.errors import QueueServeError
 from queueserve.protocol import Answered, Delta, Event, Finished, Started
@@ -32,11 +34,22 @@ class Answer:
     """One Response as it grows.
 
     `head` is what does not change: its id ("resp_" and hex digits), created_at, and what the
-    request said.
+    request said. With `logprobs` its texts carry those of their tokens, with `encrypted` its
+    reasoning an encrypted_content.
     """
 
-    def __init__(self, head: Mapping[str, Any], parser: Parser) -> None:
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        parser: Parser,
+        *,
+        logprobs: bool = False,
+        encrypted: bool = False,
+    ) -> None:
         self.stored = bool(head.get("store"))
+        self.logprobs = logprobs
+        self._encrypted = encrypted
+        self._pending: list[dict[str, Any]] = []  # logprobs of text that was not given out yet
         self._head = head
         self._ended = 0  # Unix seconds
         self._stem = str(head["id"]).removeprefix("resp_")
@@ -52,11 +65,15 @@ class Answer:
         match event:
             case Delta():
                 steps = self._blocks.feed(event.text)
-                self._reasoning_tokens += len(event.tokens) if self._blocks.reasoning else 0
+                thinks = self._blocks.open == "reasoning"
+                self._reasoning_tokens += len(event.tokens) if thinks else 0
+                if self.logprobs:
+                    self._attach(chat_logprobs(event.logprobs or ())["content"], steps)
             case Finished():
                 self._finished = event
                 self._ended = int(time.time())
                 steps = self._blocks.feed(event.text) + self._blocks.end()
+                self._attach([], steps)
             case Started():
                 self._started = event
         for step in steps:
@@ -65,6 +82,20 @@ class Answer:
         if self._cut or self._blocks.cut:
             self._done[len(self._blocks.all) - 1] = "incomplete"
         return steps
+
+    def _attach(self, logprobs: list[dict[str, Any]], steps: list[Step]) -> None:
+        """Give the logprobs of new tokens to the text that they have become.
+
+        Those of text that is held back wait for it. A token whose text is none (a mark around
+        reasoning or calls, or their own) has none to tell.
+        """
+        self._pending += logprobs
+        grown = (step.block for step in steps if isinstance(step, Grown))
+        text = next((block for block in grown if block.kind == "text"), None)
+        if text is not None:
+            text.logprobs += self._pending
+        if text is not None or self._blocks.open in ("reasoning", "call"):
+            self._pending = []
 
     def response(
         self, status: Status | None = None, error: QueueServeError | None = None
@@ -94,7 +125,9 @@ class Answer:
             }
         content = [] if empty else [part(block)]
         if block.kind == "reasoning":
-            return item | {"type": "reasoning", "summary": [], "content": content}
+            closed = self._encrypted and block.index in self._done
+            sealed = {"encrypted_content": packed(block.text)} if closed else {}
+            return item | {"type": "reasoning", "summary": [], "content": content, **sealed}
         return item | {"type": "message", "role": "assistant", "content": content}
 
     def item_id(self, block: Block) -> str:
@@ -125,7 +158,8 @@ def part(block: Block, *, empty: bool = False) -> dict[str, Any]:
     text = "" if empty else block.text
     if block.kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    logprobs = [] if empty else block.logprobs
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 class WholeResponse:

@@ -23,7 +23,9 @@ def output_of(frames: Iterable[bytes]) -> list[dict[str, Any]]:
             case "response.function_call_arguments.delta":
                 items[event["output_index"]]["arguments"] += event["delta"]
             case kind if kind in _GROWS:
-                items[event["output_index"]]["content"][-1]["text"] += event["delta"]
+                part = items[event["output_index"]]["content"][-1]
+                part["text"] += event["delta"]
+                part.get("logprobs", []).extend(event.get("logprobs", ()))
     return [
         item | {"status": "incomplete"} if item["status"] == "in_progress" else item
         for item in items.values()

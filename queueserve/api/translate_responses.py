@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from queueserve.api.encrypted_content import unpacked
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.responses import (
+    LOGPROBS,
     AllowedTools,
     FunctionCallItem,
     FunctionCallOutputItem,
@@ -92,6 +94,8 @@ def to_chat(body: ResponsesRequest, earlier: Sequence[Item] = ()) -> ChatComplet
             or None,
             "tool_choice": _tool_choice(body.tool_choice),
             "response_format": _response_format(body),
+            "logprobs": body.includes(LOGPROBS) or None,
+            "top_logprobs": body.top_logprobs,
         },
         _NAMES,
     )
@@ -140,6 +144,7 @@ def head_of(body: ResponsesRequest, *, reply_id: str, created: int, store: bool)
         "tools": [
             {"parameters": None, "strict": None} | _dumped(tool) for tool in body.tools or ()
         ],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": body.truncation or "disabled",
         "user": body.user,
@@ -177,6 +182,8 @@ def _add(conversation: Conversation, item: Item) -> None:
             conversation.result(
                 item.call_id, output if isinstance(output, str) else _joined(output)
             )
+        case ReasoningItem(encrypted_content=str(content)):
+            conversation.think(unpacked(content))
         case ReasoningItem():
             conversation.think(_joined(item.content or item.summary or ()))
 

@@ -115,6 +115,8 @@ ROWS: dict[str, list[Row]] = {
         ("response_format", {"type": "json_object"}),
         ("chat_template_kwargs", {"a": 1}),
         ("include", ["reasoning.encrypted_content"]),
+        ("include", ["message.output_text.logprobs"]),
+        ("include", ["web_search_call.results"]),
         ("previous_response_id", "resp_of_nobody"),
         ("store", True),
         ("background", True),
@@ -195,6 +197,7 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("/v1/completions", "stream_options"): {"stream": True},
     ("/v1/responses", "stream_options"): {"stream": True},
+    ("/v1/responses", "top_logprobs"): {"include": ["message.output_text.logprobs"]},
     ("/v1/responses", "tool_choice"): {"tools": [{"type": "function", **TOOL["function"]}]},
     ("/v1/responses", "background"): {"store": True},
     ("/v1/messages", "tool_choice"): {

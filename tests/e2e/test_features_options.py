@@ -89,6 +89,22 @@ def test_reasoning_is_told_apart_from_the_answer(client):
     assert told == message.reasoning_content
 
 
+def test_reasoning_is_kept_by_the_client_and_sent_back(client):
+    include = ["reasoning.encrypted_content"]
+    options = {"model": "thinker", "store": False, "include": include, "max_output_tokens": 8}
+    first = client.responses.create(input="Hello", **options)
+    (reasoning,) = first.output
+    assert reasoning.encrypted_content
+    kept = reasoning.to_dict() | {"content": None}
+    turns = [{"role": "user", "content": "Hello"}, kept, {"role": "assistant", "content": "Hi"}]
+    more = {"role": "user", "content": "Again"}
+    assert client.responses.create(input=[*turns, more], **options).output
+    kept["encrypted_content"] = "gAAAAA"
+    with pytest.raises(openai.BadRequestError) as error:
+        client.responses.create(input=[*turns, more], **options)
+    assert error.value.param == "input[1].encrypted_content"
+
+
 def test_a_request_that_waits_is_told_its_place_and_priority_goes_first(client):
     ask = client.completions
     told = {"include_queue_position": True}

@@ -104,6 +104,17 @@ def test_a_function_is_called_and_its_result_taken(responses, options):
     assert told.output_text
 
 
+def test_log_probabilities_are_included(responses, options):
+    asked = {"input": CAPITAL, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    (text,) = responses.create(**asked, **options).output[0].content
+    assert "".join(one.token for one in text.logprobs) == text.text
+    assert {len(one.top_logprobs) for one in text.logprobs} == {2}
+    with responses.create(stream=True, **asked, **options) as stream:
+        deltas = [event for event in stream if event.type == "response.output_text.delta"]
+    told = [one.token for delta in deltas for one in delta.logprobs]
+    assert told == [one.token for one in text.logprobs]
+
+
 def test_instructions_are_for_one_response_only(responses, options):
     plain = responses.create(input=CAPITAL, **options)
     ruled = responses.create(input=CAPITAL, instructions="Be brief. " * 20, **options)

@@ -17,7 +17,7 @@ from queueserve.api.response import Answer, InputTokens, WholeResponse
 from queueserve.api.routes.generate import identify
 from queueserve.api.routes.stored import owner_of, shown
 from queueserve.api.schemas.chat import ChatCompletionRequest
-from queueserve.api.schemas.responses import ResponsesRequest
+from queueserve.api.schemas.responses import ENCRYPTED, LOGPROBS, ResponsesRequest
 from queueserve.api.stored import Earlier, Frame
 from queueserve.api.tools import parsing_of
 from queueserve.api.translate_responses import head_of, input_items, to_chat
@@ -48,7 +48,12 @@ async def create_response(
         chat = await _truncated(chat, identity, card, services)
     (job,) = chat_jobs(chat, identity, card, services.settings)
     parser = parsing_of(chat, card, job.constraint).parser()
-    answer = Answer(_head(body, identity, services), parser)
+    answer = Answer(
+        _head(body, identity, services),
+        parser,
+        logprobs=body.includes(LOGPROBS),
+        encrypted=body.includes(ENCRYPTED),
+    )
     frame = _frame(body, identity, owner, earlier)
     if body.background:
         return await _background(body, job, answer, frame, identity, services)

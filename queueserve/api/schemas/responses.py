@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag, TypeAdapter, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, Tag, TypeAdapter, ValidationInfo, field_validator
 
-from queueserve.api.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOKENS, MAX_TOOLS
+from queueserve.api.encrypted_content import unpacked
+from queueserve.api.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOKENS, MAX_TOOLS
 from queueserve.api.schemas.generation import GenerationRequest, Schema
 from queueserve.api.schemas.images import ImageLink
 from queueserve.api.schemas.tools import CalledName, CallId, Name
@@ -19,6 +20,9 @@ from queueserve.api.schemas.values import (
     unsupported,
 )
 
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+"""What `include` may name."""
 _TEXTS = ("input_text", "output_text", "reasoning_text", "summary_text")
 
 
@@ -85,12 +89,21 @@ class FunctionCallOutputItem(Schema):
     output: str | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
+def _is_ours(content: str) -> str:
+    try:
+        unpacked(content)
+    except ValueError as error:
+        raise invalid("This is no encrypted_content of this server") from error
+    return content
+
+
 class ReasoningItem(Schema):
     """What the model wrote for itself before an answer."""
 
     type: Literal["reasoning"]
     summary: Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
     content: Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
+    encrypted_content: Annotated[str, AfterValidator(_is_ours)] | None = None
 
 
 Item: TypeAlias = Annotated[
@@ -209,6 +222,7 @@ class ResponsesRequest(GenerationRequest):
     reasoning: Reasoning | None = None
     chat_template_kwargs: JsonObject | None = None
     include: Annotated[list[str], Field(max_length=MAX_PARTS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     previous_response_id: Annotated[str, Field(max_length=128)] | None = None
     store: bool | None = None
@@ -217,18 +231,29 @@ class ResponsesRequest(GenerationRequest):
     # Known, and refused where they would change the answer
     n: Annotated[Any, only(1)] = None
     max_tokens: Annotated[Any, only()] = None
-    top_logprobs: Annotated[Any, only(0)] = None
     return_token_ids: Annotated[Any, only(False)] = None
     response_format: Annotated[Any, only(instead="text.format")] = None
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
     max_tool_calls: Annotated[Any, only()] = None
 
+    def includes(self, what: str) -> bool:
+        """Return whether the answer shall hold this, too."""
+        return what in (self.include or ())
+
     @field_validator("include")
     @classmethod
     def _includes_nothing_more(cls, value: list[str] | None) -> list[str] | None:
         for wanted in value or ():
-            raise unsupported(f"To include {wanted[:100]!r}")
+            if wanted not in (LOGPROBS, ENCRYPTED):
+                raise unsupported(f"To include {wanted[:100]!r}")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _goes_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and LOGPROBS not in (info.data.get("include") or ()):
+            raise invalid(f"This is only for requests that include {LOGPROBS}")
         return value
 
     @field_validator("background")

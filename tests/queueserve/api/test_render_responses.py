@@ -12,10 +12,12 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from queueserve.api.encrypted_content import unpacked
 from queueserve.api.render_responses import ResponseEvents
 from queueserve.api.response import Answer, WholeResponse
 from queueserve.api.response_log import output_of
 from queueserve.errors import QueueFullError, WorkerLostError
+from queueserve.protocol import Delta, TokenLogprob
 
 EVENT = TypeAdapter(ResponseStreamEvent)
 HEAD = {
@@ -123,6 +125,57 @@ def test_reasoning_text_and_calls_are_items_of_their_own(reason):
     ended = "incomplete" if reason == "length" else "completed"
     assert [item["status"] for item in response["output"]] == ["completed"] * 3 + [ended]
     assert response["status"] == ended
+
+
+PIECES = ["<think>", "well", "</think>", "\n\n", "Su", "", "re.", " ", call("f", {}), ""]
+
+
+def with_logprobs(made):
+    for [(_, batch)] in made:
+        for at, event in enumerate(batch):
+            if isinstance(event, Delta):
+                own = event.text.encode()
+                told = (TokenLogprob(-0.5, ((1, -0.5),), (own, own)),)
+                batch[at] = event._replace(logprobs=told)
+    return made
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_text_has_the_logprobs_of_its_own_tokens(together):
+    answer = Answer(HEAD, parser(), logprobs=True)
+    rendered = ResponseEvents(answer)
+    made = with_logprobs(events(PIECES, together=together))
+    frames = frames_of(b"".join([*map(rendered.render, made), rendered.end()]))
+    for frame in frames:
+        EVENT.validate_python(frame, strict=True)
+    deltas = [frame for frame in frames if frame["type"] == "response.output_text.delta"]
+    told = [one["token"] for delta in deltas for one in delta["logprobs"]]
+    (done,) = [frame for frame in frames if frame["type"] == "response.output_text.done"]
+    message = frames[-1]["response"]["output"][1]
+    assert "".join(told).strip() == message["content"][0]["text"].strip() == "Sure."
+    assert [one["token"] for one in done["logprobs"]] == told
+    assert [one["token"] for one in message["content"][0]["logprobs"]] == told
+    logged = output_of(f"event: e\ndata: {json.dumps(frame)}".encode() for frame in frames[:-4])
+    assert logged[1]["content"] == message["content"]
+
+
+def test_reasoning_can_be_sent_back_by_who_keeps_it():
+    rendered = ResponseEvents(Answer(HEAD, parser(), encrypted=True))
+    made = events(["<think>wé", "ll</think>", "Sure.", ""])
+    frames = frames_of(b"".join([*map(rendered.render, made), rendered.end()]))
+    added, done = (
+        frame["item"] for frame in frames if frame.get("item", {}).get("type") == "reasoning"
+    )
+    assert "encrypted_content" not in added
+    assert unpacked(done["encrypted_content"]) == "wéll"
+    assert frames[-1]["response"]["output"][0] == done
+    assert "encrypted_content" not in whole(made)["output"][0]
+
+
+@pytest.mark.parametrize("content", ["", "qs1.?", "qs1./w==", "qs1._w==", "gAAAAA"])
+def test_what_others_have_encrypted_is_not_read(content):
+    with pytest.raises(ValueError, match=r"content|ase64|decode"):
+        unpacked(content)
 
 
 def test_an_empty_answer_is_an_empty_message():

@@ -145,15 +145,20 @@ async def test_an_idempotency_key_gives_the_same_response(api, redis):
         ({"input": 5}, "input", "invalid_type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
-        ({"top_logprobs": 3}, "top_logprobs", "unsupported_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"truncation": "some"}, "truncation", "invalid_value"),
-        ({"include": ["reasoning.encrypted_content"]}, "include", "unsupported_value"),
+        ({"include": ["web_search_call.results"]}, "include", "unsupported_value"),
+        (
+            {"input": [{"type": "reasoning", "encrypted_content": "gAAA"}]},
+            "input[0].encrypted_content",
+            "invalid_value",
+        ),
         ({"return_token_ids": True}, "return_token_ids", "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
         ({"guided_regex": "["}, "guided_regex", "invalid_value"),
         ({"structured_outputs": {"regex": "["}}, "structured_outputs", "invalid_value"),
         (
-            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "input[0].content[0]",
             "unsupported_value",
         ),
@@ -184,6 +189,23 @@ async def test_to_include_nothing_or_to_want_what_is_the_case_changes_nothing(ap
     said = {"include": [], "return_token_ids": False, "response_format": None}
     response = await api.client.responses.create(model="m", input=INPUT, extra_body=said)
     assert response.status == "completed"
+
+
+async def test_log_probabilities_are_told_where_they_are_included(api):
+    asked = {"model": "m", "input": INPUT, "include": ["message.output_text.logprobs"]}
+    response = await api.client.responses.create(top_logprobs=2, **asked)
+    assert response.top_logprobs == 2
+    (text,) = response.output[0].content
+    assert b"".join(bytes(one.bytes) for one in text.logprobs).decode().lstrip() == text.text
+    assert {len(one.top_logprobs) for one in text.logprobs} == {2}
+    bare = await api.client.responses.create(**asked)
+    assert {len(one.top_logprobs) for one in bare.output[0].content[0].logprobs} == {0}
+    events = [event async for event in await api.client.responses.create(stream=True, **asked)]
+    told = [one for e in events if e.type == "response.output_text.delta" for one in e.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    (final,) = events[-1].response.output[0].content
+    assert [one.token for one in told] == [one.token for one in final.logprobs]
+    assert len(done.logprobs) == len(told) > 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
