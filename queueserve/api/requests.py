@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from queueserve.api.background import Background
+from queueserve.api.readiness import Readiness
 from queueserve.api.stored import Responses
 from queueserve.errors import InvalidRequestError
 from queueserve.protocol import JobKind, ModelCard
@@ -59,6 +60,7 @@ class Services:
     directory: Directory
     responses: Responses
     background: Background
+    readiness: Readiness = field(default_factory=Readiness)
 
     async def model(self, name: str, task: JobKind) -> ModelCard:
         """The card of a model that takes such jobs.

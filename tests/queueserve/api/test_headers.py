@@ -50,6 +50,22 @@ async def test_ready_is_200_when_redis_answers_and_a_worker_is_there(http, hand)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "redis_unavailable")
 
 
+async def test_probes_are_logged_when_they_find_something_else(http, hand, caplog):
+    models = hand.models
+    for there in (models, models, [], [], [], models, models, []):
+        hand.models = there
+        await http.get("/ready")
+    hand.ready = False
+    for _ in range(2):
+        await http.get("/ready")
+    assert [record.getMessage() for record in caplog.records] == [
+        "not ready: No worker is registered.",
+        "ready again",
+        "not ready: No worker is registered.",
+        "not ready: This server's reply channel is not subscribed.",
+    ]
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 async def test_a_load_balancer_may_ask_for_the_head_alone(by_hand, path):
     async with httpx.AsyncClient(base_url=by_hand.url) as client:

@@ -1,0 +1,27 @@
+"""Whether this server could serve a request, said in the log when it changes."""
+
+from __future__ import annotations
+
+import logging
+
+from queueserve.errors import QueueServeError
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """What the last probe has found. Probes come every few seconds; what stays is no news."""
+
+    def __init__(self) -> None:
+        self._lacks: str | None = None  # the code of the error; None: nothing
+
+    def found(self, error: QueueServeError | None) -> None:
+        """Take in what a probe has found: the reason why no request could be served, or none."""
+        lacks = None if error is None else error.code
+        if lacks == self._lacks:
+            return
+        self._lacks = lacks
+        if error is None:
+            log.warning("ready again")
+        else:
+            log.warning("not ready: %s", error.message)
