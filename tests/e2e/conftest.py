@@ -20,8 +20,8 @@ from up_process import Up, shared
 
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 30.0  # seconds that any single wait may take
-# Sorted sets that the reaper empties.
-WITHOUT_TTL = {"alive", "apis", "due", "free", "queue"}
+# Sets that get their TTL with the reaper's next look, for which the end of a test does not wait.
+NOT_YET = {"alive", "alone", "apis", "due", "free", "queue"}
 
 
 def free_port() -> int:
@@ -141,7 +141,7 @@ def cluster(redis_url, tmp_path):
     print(cluster.log())
     for_ever = {key for key in cluster.redis.keys("qs:*") if cluster.redis.ttl(key) == -1}
     # API servers see to the TTL of the set of pools.
-    may_stay = WITHOUT_TTL if cluster.has_api else WITHOUT_TTL | {"pools"}
+    may_stay = NOT_YET if cluster.has_api else NOT_YET | {"pools"}
     assert {key.rpartition(":")[2] for key in for_ever} <= may_stay
     cluster.redis.close()
 

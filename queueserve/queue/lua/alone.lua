@@ -62,7 +62,8 @@ local function use_reserved(root, time)
   table.sort(held)
   for _, worker in ipairs(held) do
     local state = redis.pcall('HGET', key(root, 'worker', worker), 'state')
-    if state == 'draining' or not redis.call('ZSCORE', key(root, 'alive'), worker) then
+    local foreign = type(state) == 'table' -- an error: this key is not ours
+    if foreign or state == 'draining' or not redis.call('ZSCORE', key(root, 'alive'), worker) then
       redis.call('HDEL', key(root, 'reserved'), worker)
     elseif not empty(root, worker) then
       reserved = reserved + 1

@@ -96,11 +96,23 @@ local function assign(root, id, rank, worker, time)
   offer(root, worker, time)
 end
 
+-- nil for a registration that has expired, or that is not ours.
+local function slots_of(root, worker)
+  local slots = redis.pcall('HGET', key(root, 'worker', worker), 'slots')
+  return type(slots) == 'string' and tonumber(slots) or nil
+end
+
+-- nil for a lease that is not ours.
+local function held_by(root, worker)
+  local held = redis.pcall('HLEN', key(root, 'lease', worker))
+  return type(held) == 'number' and held or nil
+end
+
+-- How many jobs a worker holds; nil if it has expired, or cannot be read: that costs this worker alone, which
+-- takes nothing.
 local function usable(root, worker, time)
   local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
-  if expiry and tonumber(expiry) > time and redis.call('EXISTS', key(root, 'worker', worker)) == 1 then
-    return true
-  end
+  return expiry and tonumber(expiry) > time and slots_of(root, worker) and held_by(root, worker)
 end
 
 local function lowest_load(root, time)
@@ -117,24 +129,18 @@ local SPARE = 16 -- light jobs that a worker takes beyond its slots
 
 -- A worker for a light job while all slots are taken: the one that holds the fewest jobs.
 local function spare(root, id, time)
-  if redis.call('HGET', key(root, 'job', id), 'light') ~= '1' then
+  if redis.pcall('HGET', key(root, 'job', id), 'light') ~= '1' then
     return nil
   end
   local found, fewest
   for _, worker in ipairs(redis.call('ZRANGE', key(root, 'alive'), 0, -1)) do
-    local fields = redis.call('HMGET', key(root, 'worker', worker), 'slots', 'state')
-    local running = redis.call('HLEN', key(root, 'lease', worker))
-    if fields[2] == 'ready' and usable(root, worker, time) and running < tonumber(fields[1]) + SPARE
-        and (not fewest or running < fewest) then
+    local running = usable(root, worker, time)
+    if running and running < slots_of(root, worker) + SPARE and (not fewest or running < fewest)
+        and redis.call('HGET', key(root, 'worker', worker), 'state') == 'ready' then
       found, fewest = worker, running
     end
   end
   return found
-end
-
--- A worker whose lease cannot be read takes nothing.
-local function has_lease(root, worker)
-  return type(redis.pcall('HLEN', key(root, 'lease', worker))) == 'number'
 end
 
 -- Nothing waits, so the counts are nought, whatever became of the jobs. With a slot free besides, nobody
@@ -157,9 +163,7 @@ local function dispatch(root, time)
     if not worker then
       return
     end
-    if not has_lease(root, worker) then
-      redis.call('ZREM', key(root, 'free'), worker)
-    elseif job_state(root, head[1]) ~= 'queued'
+    if job_state(root, head[1]) ~= 'queued'
         or not attempt(root, head[1], assign, root, head[1], tonumber(head[2]), worker, time) then
       forget_job(root, head[1])
     end

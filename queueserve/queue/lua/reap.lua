@@ -98,6 +98,13 @@ local function next_due(root, time, timeout)
   return math.max(0, soonest - time)
 end
 
+-- What this empties in time may be left by processes that all ended at once.
+local function renew_sets(root)
+  for _, set in ipairs({ 'queue', 'alone', 'due', 'alive', 'free', 'apis' }) do
+    redis.call('PEXPIRE', key(root, set), 7 * DAY_MS)
+  end
+end
+
 local function reap(keys, args)
   local root, time = keys[1], now()
   local timeout, api, dead = tonumber(args[1]), args[2], args[3]
@@ -128,5 +135,6 @@ local function reap(keys, args)
     end
   end
   dispatch(root, time)
+  renew_sets(root)
   return { verdict, next_due(root, time, timeout) }
 end

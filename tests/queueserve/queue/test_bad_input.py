@@ -147,6 +147,44 @@ async def test_a_foreign_key_costs_its_own_job_or_worker_only(busy, redis, key, 
     assert set(left) <= {b"later"}
 
 
+@pytest.mark.parametrize("kind", ["completion", "tokenize"])
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("spoiled", ["worker", "lease", "slots"])
+async def test_a_worker_that_cannot_be_read_takes_nothing_and_others_go_on(
+    pool, redis, spoiled, taken, kind
+):
+    await pool.register("spoiled", "whole", slots=2)
+    for n in range(4 if taken else 0):
+        await pool.submit(f"before{n}")
+    if spoiled == "slots":
+        await redis.hset(pool.keys.worker("spoiled"), "slots", "many")
+    else:
+        name = {"worker": pool.keys.worker, "lease": pool.keys.lease}[spoiled]
+        await redis.set(name("spoiled"), "not ours")
+    jobs = {f"job{n}" for n in range(9)}
+    for job in sorted(jobs):
+        await pool.submit(job, kind=kind)
+    await pool.beat("whole")
+    await pool.reap(api="a")
+    ran = {job for job in jobs if await pool.state(job) == "running"}
+    free = 0 if taken else 2
+    assert len(ran) == (9 if kind == "tokenize" else free)  # a light one needs no slot
+    assert {await pool.worker_of(job) for job in ran} <= {"whole"}
+    assert ran <= {job.decode() for job in await redis.zrange(pool.keys.due, 0, -1)}
+
+
+async def test_a_head_of_the_queue_that_is_not_ours_does_not_stop_the_pool(busy, redis):
+    await redis.set(busy.pool.keys.job("waits"), "not ours")
+    await busy.works()
+
+
+async def test_a_reserved_worker_that_cannot_be_read_does_not_stop_the_pool(busy, redis):
+    await redis.hset(busy.pool.keys.reserved, "w", "")
+    await redis.set(busy.pool.keys.worker("w"), "not ours")
+    await redis.delete(busy.pool.keys.lease("w"))
+    await busy.works()
+
+
 async def test_what_is_skipped_is_counted(busy, redis):
     await redis.set(busy.pool.keys.job("runs"), "a string")
     await busy.pool.wait(700)

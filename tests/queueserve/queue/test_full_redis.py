@@ -66,16 +66,15 @@ async def lasting(pool):
     return {key for key in keys if await pool.redis.ttl(key) == -1}
 
 
-async def test_only_what_is_alive_has_keys_without_ttl(pool):
+async def test_every_key_has_a_ttl_once_the_reaper_has_looked(pool):
     await pool.register("w1", "w2", slots=2)
     for n in range(6):
         await pool.submit(f"j{n}", "a")
-    assert await lasting(pool) == {
-        pool.keys.alive,
-        pool.keys.apis,
-        pool.keys.due,
-        pool.keys.queue,
-    }
+    sets = {pool.keys.alive, pool.keys.apis, pool.keys.due, pool.keys.queue}
+    assert await lasting(pool) == sets
+    await pool.reap()
+    assert await lasting(pool) == set()
+    assert {round(await pool.redis.ttl(name) / 86400) for name in sets} == {7}
 
 
 async def leave_traces(pool):
