@@ -172,10 +172,23 @@ def _openai(source: ModelSource, options: EngineOptions) -> Engine:
     return OpenAIEngine(
         source.path,
         api_base=checked_api_base(options.api_base),
-        api_key=next(filter(None, map(os.environ.get, _API_KEYS)), None),
+        api_key=_api_key(),
         slots=options.slots,
         context_length=options.context_length,
     )
+
+
+def _api_key() -> str | None:
+    """Return the first key that is given. Raises EngineError for one that no header can carry.
+
+    Only its name is told: httpx would quote the key itself.
+    """
+    for name in _API_KEYS:
+        if key := os.environ.get(name, "").strip():  # of a file, a line's end often comes along
+            if not (key.isascii() and key.isprintable()):
+                raise EngineError(f"{name} has characters that a key cannot have")
+            return key
+    return None
 
 
 def checked_api_base(url: str | None) -> str:

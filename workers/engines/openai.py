@@ -8,6 +8,7 @@ continued elsewhere: it ends with an error, and one that has sent nothing starts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -23,13 +24,14 @@ from queueserve.queue.tasks import Tasks
 from workers.engines.base import EngineInfo, Output, Sequence, Sink
 from workers.engines.openai_answer import DIALECT, Answer, EventReader
 from workers.engines.openai_health import Health
-from workers.engines.openai_requests import refusal, request_of
+from workers.engines.openai_requests import read, refusal, request_of
 from workers.engines.openai_slots import slots_of
 
 log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds; so long an answer may wait for a connection, too
 _TRIES = 3  # of a request that brings nothing, as on a connection that the server has just closed
+_LINGER = 2.0  # seconds that an answer's connection may stay open after its end
 _MAX_ERROR = 64 * 1024  # bytes of a refusal that are read
 _OK = 200
 
@@ -202,7 +204,7 @@ class OpenAIEngine:
             timeout=httpx.Timeout(_CONNECT, read=job.timeout),  # the job ends before that
         ) as response:
             if response.status_code != _OK:
-                raise refusal(response.status_code, await _refused(response))
+                raise refusal(response.status_code, read(await _body(response)))
             stream = response.aiter_bytes()
             async for data in stream:
                 at, pieces = answer.count, []
@@ -213,18 +215,22 @@ class OpenAIEngine:
                 if reader.done:
                     break
             self._end(sequence_id, answer)
-            async for _ in stream:  # read to its end, the connection can be used again
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER):
+                    async for _ in stream:  # read to its end, the connection can be used again
+                        pass
 
     def _end(self, sequence_id: str, answer: Answer) -> None:
         if answer.finish is None:
             raise httpx.RemoteProtocolError("the answer ended without a finish_reason")
-        if self._running.pop(sequence_id, None) is None:
+        if not self._is_ours(sequence_id):
             return  # a stop string was hit, or nobody wants it any more
+        closing = answer.end(most=self.info.context_length)
+        del self._running[sequence_id]  # not before: what `end` raises must still be told
         self._give(
             sequence_id,
             answer.count,
-            answer.end(most=self.info.context_length),
+            closing,
             finish=answer.finish,
             prompt_tokens=answer.prompt_tokens,
         )
@@ -244,14 +250,11 @@ class OpenAIEngine:
         self._sink([Output(sequence_id, tokens, finish=finish, prompt_tokens=prompt_tokens)])
 
 
-async def _refused(response: httpx.Response) -> Any:
-    """Return the body of a refusal: JSON, or a text."""
+async def _body(response: httpx.Response) -> bytes:
+    """Return what a refusal says, or the beginning of it."""
     body = b""
     async for data in response.aiter_bytes():
         body += data
         if len(body) > _MAX_ERROR:
             break
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body[:_MAX_ERROR].decode(errors="replace")
+    return body[:_MAX_ERROR]

@@ -118,9 +118,9 @@ class Answer:
             error = event["error"]
             code = error.get("code") if isinstance(error, dict) else None
             raise refusal(code if isinstance(code, int) else 500, event)
-        if usage := event.get("usage"):
-            self.prompt_tokens = usage.get("prompt_tokens")
-            self._completion = usage.get("completion_tokens")
+        if isinstance(usage := event.get("usage"), dict):
+            self.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self._completion = _count(usage.get("completion_tokens"))
         text = "".join(map(self._choice, (event.get("choices") or ())[:1]))
         self.count += bool(text)
         return [text] if text else []
@@ -162,3 +162,7 @@ class Answer:
             return text
         self._thinks = False
         return "</think>" + text
+
+
+def _count(told: Any) -> int | None:
+    return told if isinstance(told, int) and told >= 0 else None

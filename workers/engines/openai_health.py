@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from queueserve.errors import EngineError
-from workers.engines.openai_requests import refusal
+from workers.engines.openai_requests import read, refusal
 
 log = logging.getLogger(__name__)
 
@@ -93,24 +93,37 @@ class Health:
 
     async def _ask(self) -> Mapping[str, Any]:
         try:
-            response = await self._client.get("models", timeout=_WITHIN)
-            if response.status_code == _NOT_FOUND:
-                return {}  # it has no such list
-            answer = response.json()
-        except (httpx.HTTPError, ValueError) as error:
+            async with asyncio.timeout(_WITHIN):  # httpx's own is for each part of an answer
+                response = await self._client.get("models", timeout=_WITHIN)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise ServerAwayError(f"it does not answer: {error!r}") from error
-        if response.status_code >= _TOO_BUSY:
-            raise ServerAwayError(refusal(response.status_code, answer).message)
-        if response.status_code != _OK:
-            raise refusal(response.status_code, answer)
+        status, answer = response.status_code, read(response.content)
+        if status == _NOT_FOUND:
+            return {}  # it has no such list
+        if status >= _TOO_BUSY:
+            raise ServerAwayError(refusal(status, answer).message)
+        if response.has_redirect_location:  # not followed: it would take the key elsewhere
+            raise EngineError(f"the server sends us on to {response.headers['Location']}")
+        if status != _OK:
+            raise EngineError(refusal(status, answer).message)  # whatever it is to a client
+        if isinstance(answer, str):  # a page of something else, as while a server starts
+            raise ServerAwayError("its list of models is no JSON")
         return self._listed(answer)
 
     def _listed(self, answer: Any) -> Mapping[str, Any]:
-        models = answer.get("data") if isinstance(answer, dict) else None
-        known = {str(model.get("id")): model for model in models or () if isinstance(model, dict)}
+        known = {
+            str(model.get("id")): model
+            for model in _list(answer, "data")
+            if isinstance(model, dict)
+        }
         for model in known.values():
-            known = {str(name): model for name in model.get("aliases") or ()} | known
+            known = {str(name): model for name in _list(model, "aliases")} | known
         if self._model not in known:
             names = ", ".join(known) or "none"
             raise EngineError(f"the server has no model {self._model!r}: it has {names}")
         return known[self._model]
+
+
+def _list(told: Any, name: str) -> list[Any]:
+    value = told.get(name) if isinstance(told, dict) else None
+    return value if isinstance(value, list) else []

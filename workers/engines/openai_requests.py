@@ -109,6 +109,14 @@ def _read(constraint: Constraint) -> Any:
         raise InvalidRequestError(f"not valid JSON: {error}", param=constraint.param) from error
 
 
+def read(body: bytes) -> Any:
+    """Return what a server's answer says: its JSON, or its text."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode(errors="replace")
+
+
 def refusal(status: int, body: Any) -> QueueServeError:
     """Return what an answer that is none stands for. `body` is its JSON, or its text."""
     told = body.get("error", body) if isinstance(body, dict) else body
