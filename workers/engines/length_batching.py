@@ -79,14 +79,15 @@ class LengthBatcher(Generic[Item, Value]):
             items = [one.item for one in batch]
             try:
                 values = await loop.run_in_executor(self._thread, self._compute, items)
-            except Exception as error:  # noqa: BLE001 - given to those who wait
-                _fail(batch, error)
-            else:
                 for one, value in zip(batch, values, strict=True):
                     if not one.value.done():
                         one.value.set_result(value)
+            except Exception as error:  # noqa: BLE001 - given to those who wait
+                _fail(batch, error)
             finally:
                 self.batches += 1
+                for one in batch:  # those that are not done yet: this is being closed
+                    one.value.cancel()
 
     def _next(self) -> list[_Waiting[Item, Value]]:
         """Take the next batch out; empty if nothing is awaited."""

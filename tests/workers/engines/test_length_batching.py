@@ -110,3 +110,22 @@ async def test_closing_ends_who_waits(batcher, model):
     assert waiting.cancelled()
     model.free.set()
     await closing
+
+
+async def test_closing_ends_who_waits_for_the_batch_in_hand(batcher, model):
+    model.free.clear()
+    waiting = asyncio.create_task(batcher.values(["x"]))
+    await asyncio.sleep(0.05)  # it is computed now
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.wait((waiting,), timeout=BOUND)
+    assert waiting.cancelled()
+    model.free.set()
+    await closing
+
+
+async def test_values_that_are_missing_are_a_failure_of_their_batch():
+    batcher = LengthBatcher(lambda items: items[1:], length=len, most_items=4, most_tokens=40)
+    async with asyncio.timeout(BOUND):
+        with pytest.raises(EngineError, match="could not compute"):
+            await batcher.values(["a", "b"])
+    await batcher.close()
