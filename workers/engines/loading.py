@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from queueserve.errors import EngineError
+
 # In the order in which transformers looks for them.
 _WEIGHTS = (
     "model.safetensors",
@@ -58,9 +60,12 @@ async def in_daemon_thread(call: Callable[[], None]) -> None:
             done.set_exception(error)
 
     def run() -> None:
-        error = None
+        error: Exception | None = None
         try:
             call()
+        except (StopIteration, SystemExit) as problem:
+            # No future takes the first, and an event loop ends with the second.
+            error = EngineError(f"loading ended with {problem!r}")
         except Exception as problem:  # noqa: BLE001  # it is raised again below
             error = problem
         with contextlib.suppress(RuntimeError):  # the loop is closed
