@@ -112,6 +112,7 @@ class MlxBatcher:
         while self._next():
             self._on_step()
             try:
+                self._forget()
                 self._fill()
                 self._step()
             except Exception as error:  # mlx raises what it likes, where memory ends above all
@@ -140,12 +141,16 @@ class MlxBatcher:
             )
             self._waiting += self._new
             self._new.clear()
+            return not self._stopping
+
+    def _forget(self) -> None:
+        """Drop what was cancelled."""
+        with self._moved:
             cancelled, self._cancelled = self._cancelled, set()
         if cancelled:
             self._waiting = deque(one for one in self._waiting if one.key not in cancelled)
             gone = [number for number, one in self._running.items() if one.key in cancelled]
             self._remove(gone)
-        return not self._stopping
 
     def _remove(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -156,15 +161,22 @@ class MlxBatcher:
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._loaded.slots:
             request = self._waiting.popleft()
-            own = request.sequence.sampling
-            if own.prompt_logprobs is not None and not request.sequence.generated:
-                tokens = request.sequence.prompt
-                with mx.stream(self._generator.stream):
-                    request.scored = score(self._loaded.model, tokens, own.prompt_logprobs)
-                if request.max_new <= 0:
-                    self._post([(request.key, _only_scored(request))])
-                    continue
-            self._insert(request)
+            try:
+                self._begin(request)
+            except Exception as error:  # those that run are whole
+                log.exception("a sequence could not begin")
+                self._post([_failed(request, error)])
+
+    def _begin(self, request: _Request) -> None:
+        own = request.sequence.sampling
+        if own.prompt_logprobs is not None and not request.sequence.generated:
+            tokens = request.sequence.prompt
+            with mx.stream(self._generator.stream):
+                request.scored = score(self._loaded.model, tokens, own.prompt_logprobs)
+            if request.max_new <= 0:
+                self._post([(request.key, _only_scored(request))])
+                return
+        self._insert(request)
 
     def _insert(self, request: _Request) -> None:
         with mx.stream(self._generator.stream):
@@ -190,15 +202,16 @@ class MlxBatcher:
         steps = [self._given(response) for response in responses]
         if steps:
             self._post(steps)
+        for response, (_, output) in zip(responses, steps, strict=True):  # all of them are told
+            if response.finish_reason is not None:
+                del self._running[response.uid]
+            elif output.error is not None:
+                self._remove([response.uid])
 
     def _given(self, response: Any) -> Step:
         request = self._running[response.uid]
         drawing = request.drawing
         assert drawing is not None  # noqa: S101 - it runs
-        if response.finish_reason is not None:
-            del self._running[response.uid]
-        elif drawing.problem is not None:
-            self._remove([response.uid])
         if drawing.problem is not None:
             return request.key, Output(request.sequence.id, error=drawing.problem)
         wants = request.sequence.sampling.logprobs is not None
@@ -215,10 +228,14 @@ class MlxBatcher:
 
     def _fail(self, error: Exception) -> None:
         lost, self._running = [*self._running.values()], {}
+        self._post([_failed(one, error) for one in lost])
         self._generator = self._new_generator()
-        problem = EngineError(f"mlx-lm failed while it ran the sequence: {error}")
-        self._post([(one.key, Output(one.sequence.id, error=problem)) for one in lost])
 
 
 def _only_scored(request: _Request) -> Output:
     return Output(request.sequence.id, finish="length", prompt_logprobs=request.scored)
+
+
+def _failed(request: _Request, error: Exception) -> Step:
+    problem = EngineError(f"mlx-lm failed while it ran the sequence: {error}")
+    return request.key, Output(request.sequence.id, error=problem)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+
 import pytest
 
 from queueserve.errors import EngineError
@@ -11,6 +14,7 @@ pytest.importorskip("mlx_lm")
 
 from workers.engines.mlx_loading import sizes
 
+BOUND = 60.0
 SHAPE = {
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
@@ -64,3 +68,48 @@ async def test_a_batch_that_breaks_is_an_error_and_the_next_one_runs(run, monkey
     assert isinstance(lost.error, EngineError)
     assert "out of memory" in lost.error.message
     assert len((await run.generate((1, 2, 3), max_tokens=4, ignore_eos=True)).tokens) == 4
+
+
+async def test_a_sequence_that_cannot_begin_is_an_error_and_those_that_run_go_on(run, monkeypatch):
+    from workers.engines import mlx_batching  # noqa: PLC0415
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    running = asyncio.create_task(run.generate((1, 2, 3), max_tokens=30, ignore_eos=True))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(mlx_batching, "score", broken)
+    async with asyncio.timeout(BOUND):
+        lost = await run.generate((1, 2, 3), max_tokens=4, prompt_logprobs=1)
+        assert isinstance(lost.error, EngineError)
+        assert "out of memory" in lost.error.message
+        assert len((await running).tokens) == 30
+
+
+def break_once(monkeypatch, batcher, part, *, at):
+    whole, times = getattr(batcher, part), itertools.count()
+
+    def broken(*given):
+        if next(times) == at:
+            raise RuntimeError("out of memory")
+        return whole(*given)
+
+    monkeypatch.setattr(batcher, part, broken)
+
+
+async def test_what_breaks_in_the_middle_of_a_step_ends_all_that_run(run, monkeypatch):
+    break_once(monkeypatch, run.engine._batcher, "_given", at=1)  # the second of two sequences
+    two = [run.generate((1, 2, n), max_tokens=1, ignore_eos=True) for n in (3, 4)]
+    async with asyncio.timeout(BOUND):
+        assert all(one.error for one in await asyncio.gather(*two))
+        assert len((await run.generate((1, 2, 3), max_tokens=4, ignore_eos=True)).tokens) == 4
+
+
+async def test_an_abort_that_breaks_ends_all_that_run_and_not_the_engine(run, monkeypatch):
+    break_once(monkeypatch, run.engine._batcher, "_remove", at=0)
+    one, other = (run.add((1, 2, n), max_tokens=200, ignore_eos=True) for n in (3, 4))
+    async with asyncio.timeout(BOUND):
+        await run.until(lambda: run.tokens(one))
+        run.engine.abort(one)
+        assert (await run.end(other)).error
+        assert len((await run.generate((1, 2, 3), max_tokens=4, ignore_eos=True)).tokens) == 4
