@@ -39,6 +39,11 @@ COLUMNS = {
     "transformers": Column(
         "transformers", "--engine transformers", "--engine transformers --model-path minilm"
     ),
+    "vllm": Column(
+        "vllm",
+        "--engine vllm --context-length 1024 -- --enforce-eager",
+        "--engine vllm --model-path minilm -- --enforce-eager --runner pooling",
+    ),
     "mlx": Column("mlx_lm", "--engine mlx --dtype float32"),
     "openai": Column("queueserve", "--engine openai", model="another_queueserve"),
     "fake": Column(
