@@ -34,7 +34,7 @@ def document(cluster, tmp_path):
     return url, path
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_request_made_from_the_document_breaks_the_server_or_the_document(document, tmp_path):
     url, path = document
     script = Path(sys.executable).with_name("schemathesis")
@@ -47,7 +47,7 @@ def test_no_request_made_from_the_document_breaks_the_server_or_the_document(doc
         capture_output=True,
         text=True,
         cwd=tmp_path,  # it keeps a cache where it runs
-        timeout=280,
+        timeout=580,  # a busy machine has needed four minutes
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
