@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
+from queueserve.logs import Sparse
+from queueserve.queue import skips
 from queueserve.queue.connection import open_redis
 from queueserve.queue.embedded import EmbeddedRedis, _wheel_binary
 from queueserve.queue.functions import Functions
@@ -95,3 +98,34 @@ def keys() -> Keys:
 def functions(redis) -> Functions:
     """The function library with the tests' clock in it."""
     return Functions(redis, extra=TESTING_LUA)
+
+
+class Skipped(logging.Handler):
+    """What this process has skipped, and what its log says of it, as sparsely as a real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(Sparse())
+        self.counts = skips.counts
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def assert_is(self, **kinds: int) -> None:
+        """So many of each kind, and nothing else; one line was logged for each."""
+        assert self.counts == {kind.replace("_", " "): count for kind, count in kinds.items()}
+        said = [line for line in self.lines if line.startswith("skipped a ")]
+        assert len(said) == len(kinds), said
+        for kind in self.counts:
+            assert sum(f"skipped a {kind} (1 so far)" in line for line in said) == 1
+
+
+@pytest.fixture
+def skipped():
+    """Counts from zero, and hears the log."""
+    handler = Skipped()
+    handler.counts.clear()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)

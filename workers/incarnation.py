@@ -180,7 +180,7 @@ class Incarnation:
             return
         for claim, found in zip(new, await consumer.fetch(new), strict=True):
             if isinstance(found, ProtocolError):
-                log.error("job %s: %s", claim.job, found.message)
+                skip(log, "job", f"{claim.job}: {found.message}")
                 self.runner.refuse(claim, "", found, consumer)
             elif found is not None:
                 self.runner.assign(found, consumer)

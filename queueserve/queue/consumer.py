@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,9 @@ from queueserve.queue.connection import translated
 from queueserve.queue.exchange import exchange, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
+from queueserve.queue.skips import skip
+
+log = logging.getLogger(__name__)
 
 Outcome: TypeAlias = Literal["done", "failed", "cancelled"]
 RESULT_KEPT = 120.0  # seconds
@@ -24,6 +28,7 @@ _CLAIM_WAIT = 10.0  # seconds of one blocking pop
 _CLAIM_MOST = 64
 _OF_A_JOB = ("epoch", "state", "api", "body", "resume", "cancel")
 _EPOCH_DIGITS = 20  # more are not a time in µs, but somebody's joke
+_LONGEST_HINT = 4096  # bytes; an epoch and a job's id are far shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +99,13 @@ class Consumer:
         """Renew the registration. `rate`: tokens/s of one sequence, 0 to leave the speed alone."""
         answer = await self._call("heartbeat", self.worker, self._timeout_us, steps, rate)
         verdict, snapshot, *pairs = answer
-        leases = {
-            job.decode(errors="replace"): Lease(int(epoch), cancelled=bool(rest))
-            for job, (epoch, *rest) in zip(pairs[::2], map(_words, pairs[1::2]), strict=True)
-            if epoch.isdigit() and len(epoch) < _EPOCH_DIGITS
-        }
+        leases = {}
+        for name, value in zip(pairs[::2], pairs[1::2], strict=True):
+            job, lease = name.decode(errors="replace"), _lease(value)
+            if lease is None:
+                skip(log, "lease", f"of {self.worker} on {job[:100]!r}: {value[:100]!r}")
+            else:
+                leases[job] = lease
         return Beat(verdict.decode(), snapshot, leases)
 
     async def claim(self, blocking: Redis) -> list[Claim]:
@@ -113,14 +120,14 @@ class Consumer:
             (answer,) = await exchange(blocking, [pop], longer=_CLAIM_WAIT)
             if isinstance(answer, ResponseError):
                 raise answer
-        hints = (
-            [hint.decode(errors="replace").partition(" ") for hint in answer[1]] if answer else []
-        )
-        return [
-            Claim(job, int(epoch))
-            for epoch, _, job in hints
-            if epoch.isdecimal() and len(epoch) < _EPOCH_DIGITS
-        ]
+        claims = []
+        for hint in answer[1] if answer else ():
+            claim = _claim(hint)
+            if claim is None:
+                skip(log, "hint", f"for {self.worker}: {hint[:100]!r}")
+            else:
+                claims.append(claim)
+        return claims
 
     async def fetch(self, claims: list[Claim]) -> list[Assignment | ProtocolError | None]:
         """The jobs behind claims, in their order.
@@ -152,8 +159,20 @@ class Consumer:
         return await self._functions.call(function, self._keys.root, *args)
 
 
-def _words(value: bytes) -> list[bytes]:
-    return value.split() or [b""]
+def _claim(hint: bytes) -> Claim | None:
+    epoch, _, job = hint.partition(b" ")
+    if not _is_epoch(epoch) or len(hint) > _LONGEST_HINT:
+        return None
+    return Claim(job.decode(errors="replace"), int(epoch))
+
+
+def _lease(value: bytes) -> Lease | None:
+    epoch, _, cancel = value.strip().partition(b" ")
+    return Lease(int(epoch), cancelled=bool(cancel)) if _is_epoch(epoch) else None
+
+
+def _is_epoch(word: bytes) -> bool:
+    return word.isdigit() and len(word) < _EPOCH_DIGITS
 
 
 def _assignment(

@@ -39,13 +39,23 @@ class Reaper:
         self._functions = functions
         self._keys = keys
         self._timeout_us = int(heartbeat_timeout * _US)
+        self._skipped: dict[str, int] = {}  # pool → what its functions had skipped
 
     async def reap(self, pool: str, *, api: str = "", dead: str = "") -> Reaped:
         """End what is due in `pool`, and renew `api`. Raises RedisUnavailableError."""
-        verdict, wait_us = await self._functions.call(
+        verdict, wait_us, skipped, last = await self._functions.call(
             "reap", self._keys.pool(pool).root, self._timeout_us, api, dead
         )
+        self._tell(pool, skipped, last)
         return Reaped(verdict == b"gone", wait_us / _US)
+
+    def _tell(self, pool: str, skipped: int, last: bytes) -> None:
+        """Say that the functions have skipped more: they count it in Redis, and have no log."""
+        if skipped > self._skipped.get(pool, 0):
+            text = "Redis skipped keys of %s that are not ours (%d times so far), the last: %s"
+            about = last.decode(errors="replace")
+            log.warning(text, pool, skipped, about, extra={"sparse": True})
+        self._skipped[pool] = skipped
 
     async def run(self, pool: str) -> None:
         """Reap `pool` for ever, sleeping until the next thing is due."""

@@ -123,20 +123,22 @@ async def test_a_worker_that_is_not_there_is_said_to_be_so(redis_url):
         await give("redis://127.0.0.1:1", "qs:", "box-7", Unload("a"), within=1)
 
 
-async def test_what_is_no_order_is_skipped(hosted, order, redis):
+async def test_what_is_no_order_is_skipped(hosted, order, redis, skipped):
     task, _ = await hosted(hosted.worker("a"))
     await order(Load("b"))
-    for message in (
+    junk = (
         b"",
         b"{}",
         b"[]",
         b'{"id": 1, "do": "run"}',
         b'{"id": 1, "do": "load"}',
         b"\xff",
-    ):
+    )
+    for message in junk:
         await redis.publish(CHANNEL, message)
     assert "has unloaded b" in await order(Unload("b"))
     assert not task.done()
+    skipped.assert_is(order=len(junk))
 
 
 async def test_a_first_model_that_fails_ends_the_process_with_its_reason(hosted):

@@ -256,7 +256,7 @@ async def test_a_job_with_a_grace_time_ends_when_nobody_comes_back(house):
     assert await house.redis.hget("qs:{m}:job:j0", "state") == b"cancelled"
 
 
-async def test_nonsense_on_every_channel_is_skipped(house, read, redis):
+async def test_nonsense_on_every_channel_is_skipped(house, read, redis, skipped):
     await house.worker()
     plane = await house.plane()
     (worker,) = await redis.zrange("qs:{m}:alive", 0, -1)
@@ -269,6 +269,12 @@ async def test_nonsense_on_every_channel_is_skipped(house, read, redis):
     await redis.publish(f"qs:{{m}}:control:{worker.decode()}", "cancel 17 nothing")
     await redis.publish(f"qs:{{m}}:control:{worker.decode()}", "resync 99999 api j0")
     assert len((await read(stream))[1]) == 40
+
+    async def count() -> int:
+        return skipped.counts.total()
+
+    await house.until(count, equal=3 * len(junk))
+    skipped.assert_is(message=len(junk), control_message=len(junk), hint=len(junk))
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -297,7 +303,7 @@ async def test_what_a_stranger_publishes_for_a_job_it_does_not_hold_is_dropped(
         assert (await read(other))[:2] == undisturbed[:2]
 
 
-async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions):
+async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions, skipped):
     await house.worker()
     plane = await house.plane()
     await read(await plane.owner.open(house.job()))
@@ -308,6 +314,7 @@ async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions
     )  # fmt: skip
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
     assert await house.redis.hget("qs:{m}:job:bad", "state") == b"failed"
+    skipped.assert_is(job=1)
     assert len((await read(await plane.owner.open(house.job())))[1]) == 40
 
 

@@ -1,7 +1,8 @@
 -- qs_reap: end what has run out of time: workers, API servers, jobs. Any process may call it at any time.
 --   KEYS root    ARGV timeout_us, api ('' or the calling API server, which this renews), dead ('' or a worker
 --                whose process is known to be gone)
---   returns { verdict, wait_us }: ok | gone (the calling API server had expired); when to call again
+--   returns { verdict, wait_us, skipped, last }: ok | gone (the calling API server had expired); when to call
+--   again; how often this pool had to skip what was not ours, and what it was the last time
 
 local BATCH = 200
 local NOTICES = 4 -- how often a silent reader is told of an orphan before the job fails
@@ -136,5 +137,6 @@ local function reap(keys, args)
   end
   dispatch(root, time)
   renew_sets(root)
-  return { verdict, next_due(root, time, timeout) }
+  local skips = redis.call('HMGET', key(root, 'state'), 'skipped', 'skipped_last')
+  return { verdict, next_due(root, time, timeout), number(skips[1], 0), skips[2] or '' }
 end

@@ -84,7 +84,7 @@ class Conversation(RuleBasedStateMachine):
     def reap(self, api: str = "", dead: str = "") -> None:
         self.tick()
         verdict, wait = self.model.reap(api, dead)
-        assert self.ask("reap", TIMEOUT, api, dead) == [verdict, wait]
+        assert self.ask("reap", TIMEOUT, api, dead) == [verdict, wait, 0, ""]
         if verdict == "gone":
             self.incarnation[api[0]] += 1
 

@@ -87,13 +87,17 @@ def test_a_body_is_read_or_refused(decode, data):
 @pytest.mark.parametrize(
     "field, value", [("context_length", b'"many"'), ("seen", b'"x"'), ("name", b"5")]
 )
-async def test_a_card_whose_fields_are_of_another_type_is_skipped(redis, keys, field, value):
+async def test_a_card_whose_fields_are_of_another_type_is_skipped(
+    redis, keys, skipped, field, value
+):
     await announce(redis, keys, [CARD])
     ours = b'"%s":%s' % (field.encode(), dumps(getattr(CARD, field)))
     body = encode(CARD).replace(ours, b'"%s":%s' % (field.encode(), value))
     assert body != encode(CARD)
     await redis.hset(keys.pool("m").cards, "bad", body)
-    assert [card.name for card in await known_cards(redis, keys)] == ["m"]
+    for _ in range(2):
+        assert [card.name for card in await known_cards(redis, keys)] == ["m"]
+    skipped.assert_is(card=2)
 
 
 # Keys of another type, each in the place of one of ours
@@ -185,13 +189,20 @@ async def test_a_reserved_worker_that_cannot_be_read_does_not_stop_the_pool(busy
     await busy.works()
 
 
-async def test_what_is_skipped_is_counted(busy, redis):
+async def test_what_functions_skip_is_counted_and_said_by_those_who_reap(busy, redis, skipped):
     await redis.set(busy.pool.keys.job("runs"), "a string")
     await busy.pool.wait(700)
     await busy.works()
-    skipped = await redis.hmget(busy.pool.keys.state, "skipped", "skipped_last")
-    assert int(skipped[0]) >= 1
-    assert b"WRONGTYPE" in skipped[1]
+    count, last = await redis.hmget(busy.pool.keys.state, "skipped", "skipped_last")
+    assert int(count) >= 1
+    assert b"WRONGTYPE" in last
+    (line,) = [line for line in skipped.lines if "not ours" in line]
+    assert "of m that" in line
+    assert "runs: WRONGTYPE" in line
+    for more in (7, 8):  # it is said again only if there is more, and once a minute at most
+        await redis.hset(busy.pool.keys.state, "skipped", more)
+        await busy.pool.reap()
+    assert len([line for line in skipped.lines if "not ours" in line]) == 1
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"\xff", b"1e400", b"-1"])
@@ -219,14 +230,14 @@ async def test_a_pool_whose_own_keys_are_foreign_is_a_clear_error_and_others_wor
     await redis.set(f"{pool.root}:{part}", "a string")
     with pytest.raises(RedisUnavailableError, match="WRONGTYPE"):
         await pool.submit("j")
-    verdict, _ = await functions.call("reap", "qs:{n}", 15_000_000, "", "")
+    verdict, *_ = await functions.call("reap", "qs:{n}", 15_000_000, "", "")
     assert verdict == b"ok"
 
 
 # The readers in Python
 
 
-async def test_leases_that_are_not_ours_are_skipped(pool, redis):
+async def test_leases_that_are_not_ours_are_skipped(pool, redis, skipped):
     await pool.register("w", slots=9)
     await pool.submit("j")
     strange = {"e": b"", "a": "", "b": "x y", "c": "9" * 30, "d": b"\xff cancel"}
@@ -234,6 +245,7 @@ async def test_leases_that_are_not_ours_are_skipped(pool, redis):
         await redis.hset(pool.keys.job(job), "a", 1)
     await redis.hset(pool.keys.lease("w"), mapping=strange)
     assert set((await pool.beat("w")).leases) == {"j"}
+    skipped.assert_is(lease=len(strange))
 
 
 @given(hints=st.lists(junk, max_size=5))
@@ -287,7 +299,7 @@ def test_a_stored_result_is_read_or_refused(result):
             _standing(answer)
 
 
-async def test_status_shows_what_can_be_read(busy, redis, keys):
+async def test_status_shows_what_can_be_read(busy, redis, keys, skipped):
     pool = busy.pool
     await pool.register("x", "y")
     await redis.hset(pool.keys.worker("w"), mapping={"slots": "many", "host": b"\xff"})
@@ -296,6 +308,7 @@ async def test_status_shows_what_can_be_read(busy, redis, keys):
     await redis.hset(pool.keys.job("waits"), "submitted", "long ago")
     (model,) = (await snapshot(redis)).models
     assert [worker.id for worker in model.workers] == ["y"]
+    skipped.assert_is(registration=2)
     assert await declare_dead(redis, keys, "nobody", heartbeat_timeout=9) == 0
 
 

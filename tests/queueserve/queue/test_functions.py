@@ -39,7 +39,7 @@ async def test_keys_of_lua_and_python_are_equal(functions):
 async def test_a_flushed_redis_gets_the_library_again(functions, redis):
     await functions.call("reap", "qs:{m}", 15_000_000, "", "")
     await redis.function_flush()
-    verdict, _ = await functions.call("reap", "qs:{m}", 15_000_000, "", "")
+    verdict, *_ = await functions.call("reap", "qs:{m}", 15_000_000, "", "")
     assert verdict == b"ok"
 
 
