@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from harness.cluster import Size
 from harness.faults import FAULTS
 from harness.report import Report
 
+_STORM_REQUESTS = 2000
+_SOAK_REQUESTS = 6000
 _DEFAULT_HEARTBEAT = 15.0
 _DEFAULT_PAUSE = 5.0  # seconds between two faults, some of which last for 27
 
@@ -24,7 +27,7 @@ class _Parts:
     def __init__(
         self,
         *,
-        requests: int,
+        requests: int | None,
         faults: int,
         seconds: float,
         seed: int,
@@ -40,7 +43,8 @@ class _Parts:
 
     async def storm(self, report: Report) -> None:
         pause = self._seconds / self._faults
-        await storm.run(self._storm(self._requests, self._faults, pause, self._heartbeat), report)
+        requests = self._requests or _STORM_REQUESTS
+        await storm.run(self._storm(requests, self._faults, pause, self._heartbeat), report)
 
     async def defaults(self, report: Report) -> None:
         """A short storm with the heartbeat timeout that users have: each fault once."""
@@ -71,19 +75,43 @@ class _Parts:
         await readers.run(report, seed=self._seed)
 
     async def soak(self, report: Report) -> None:
-        await soak.run(report, requests=self._requests, seed=self._seed)
+        await soak.run(report, requests=self._requests or _SOAK_REQUESTS, seed=self._seed)
 
     async def can_fail(self, report: Report) -> None:
         await can_fail.run(report, seed=self._seed)
 
 
-PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults")
+def run_part(run: Callable[[Report], Awaitable[None]], report: Report) -> None:
+    """Run one part to its end, or to where it broke off: that is a violation like any other."""
+    began = time.monotonic()
+
+    async def whole() -> None:
+        await run(report)
+
+    try:
+        asyncio.run(whole())
+    except Exception as error:  # noqa: BLE001 - the other parts, and what was seen so far, matter too
+        traceback.print_exception(error)
+        report.violate([f"broke off: {_innermost(error)!r}"])
+    report.row("seconds", f"{time.monotonic() - began:.0f}")
+
+
+def _innermost(error: Exception) -> Exception:
+    """What a group of tasks ended with first."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults", "soak")
 
 
 @click.command()
 @click.argument("parts", nargs=-1)
 @click.option(
-    "--requests", default=2000, show_default=True, help="In the storm, at least; in the soak."
+    "--requests",
+    type=int,
+    help=f"In the storm, at least; in the soak.  [default: {_STORM_REQUESTS}; {_SOAK_REQUESTS}]",
 )
 @click.option("--faults", default=60, show_default=True, help="In the storm, at least.")
 @click.option("--seconds", default=100.0, show_default=True, help="Over which the faults come.")
@@ -95,7 +123,7 @@ PARTS = ("failover", "rolling", "overload", "readers", "storm", "defaults")
 def main(
     parts: tuple[str, ...], seed: int | None, logs: Path | None, *, strict: bool, **options
 ) -> None:
-    """Run PARTS: failover, rolling, overload, readers, storm, defaults; soak, can_fail.
+    """Run PARTS: failover, rolling, overload, readers, storm, defaults, soak; can_fail.
 
     Without PARTS, all before the semicolon.
     """
@@ -103,11 +131,8 @@ def main(
     chosen = _Parts(seed=seed, **options)
     failed = False
     for part in parts or PARTS:
-        began = time.monotonic()
         report = Report(f"{part}, seed {seed}", logs=logs and logs / part)
-        run: Callable[[Report], Awaitable[None]] = getattr(chosen, part)
-        asyncio.run(run(report))
-        report.row("seconds", f"{time.monotonic() - began:.0f}")
+        run_part(getattr(chosen, part), report)
         click.echo(f"{report}\n")
         failed = failed or bool(report.violations) or (strict and bool(report.missed))
     sys.exit(failed)

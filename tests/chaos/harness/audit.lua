@@ -41,6 +41,6 @@ orphan = function(root, id, time, charged)
   local before = redis.call('HGET', key(root, 'job', id), 'state')
   plain_orphan(root, id, time, charged)
   if before == 'running' then
-    note('orphan', id, redis.call('HGET', key(root, 'job', id), 'epoch'))
+    note('orphan', id, redis.call('HGET', key(root, 'job', id), 'epoch'), charged and true or false)
   end
 end

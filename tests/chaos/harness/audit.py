@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness.cluster import Cluster
 
@@ -20,6 +21,7 @@ class _Job:
     ended: str = ""
     ends: int = 0
     finishes: int = 0
+    lost: int = 0  # workers that crashed while they ran it
 
 
 @dataclass
@@ -42,9 +44,12 @@ class Audit:
             while rows := cluster.client.xrange("chaos:audit", after, "+", _BATCH):
                 for at, fields in rows:
                     copy.write(f"{at} {fields['e']}\n")
-                    kind, *words = json.loads(fields["e"])
-                    getattr(self, f"_{kind}")(*words)
+                    self.note(*json.loads(fields["e"]))
                 after = f"({rows[-1][0]}"
+
+    def note(self, kind: str, *words: Any) -> None:
+        """Take one line."""
+        getattr(self, f"_{kind}")(*words)
 
     def _wrong(self, job: str, what: str) -> None:
         self.violations.append(f"job {job}: {what}")
@@ -65,10 +70,11 @@ class Audit:
         self._grow(job, epoch)
         known.worker = worker
 
-    def _orphan(self, job: str, epoch: str) -> None:
+    def _orphan(self, job: str, epoch: str, charged: bool) -> None:  # noqa: FBT001 - a line's words
         self.orphaned += 1
         known = self._jobs.setdefault(job, _Job())
         known.worker = ""
+        known.lost += charged
         if not known.ended:
             self._grow(job, epoch)
 
@@ -112,6 +118,14 @@ class Audit:
         for job in self._jobs:
             request, _, choice = job.rpartition("-")
             found.setdefault(request.rpartition("-")[2], set()).add(choice.partition(".")[0])
+        return found
+
+    def losses(self) -> dict[str, int]:
+        """What is drawn for a request → how many workers one of its jobs has lost, at most."""
+        found: dict[str, int] = {}
+        for job, known in self._jobs.items():
+            request = job.rpartition("-")[0].rpartition("-")[2]
+            found[request] = max(found.get(request, 0), known.lost)
         return found
 
     def open_jobs(self) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from harness.audit import Audit, ran_twice
-from harness.clients import Attempt, Client
-from harness.cluster import BOUND, ROOT, Api, Cluster, until
+from harness.clients import Client
+from harness.cluster import BOUND, ROOT, Cluster, until
 
-_CUT_WITHIN = 5.0  # seconds after its cause in which a client notices, on a slow machine
 
 
 async def settled(cluster: Cluster) -> list[str]:
@@ -90,24 +87,6 @@ def accepted(audit: Audit, client: Client) -> list[str]:
         for attempt in client.attempts
         if attempt.reply and len(known.get(attempt.reply.rpartition("-")[2], ())) < attempt.choices
     ]
-
-
-def explained(cluster: Cluster, clients: Iterable[Client]) -> list[str]:
-    """Streams that were cut although nobody touched their server or the way to it."""
-    apis = {api.name: api for api in cluster.apis}
-    return [
-        f"request {attempt.reply or '?'} at {attempt.api} was cut, and nothing explains it"
-        for client in clients
-        for attempt in client.attempts
-        if attempt.how == "cut" and not _has_cause(attempt, apis[attempt.api])
-    ]
-
-
-def _has_cause(attempt: Attempt, api: Api) -> bool:
-    causes = [*((at, at) for at in api.killed), *api.door.disturbed]
-    return any(
-        began < attempt.ended and attempt.began < ended + _CUT_WITHIN for began, ended in causes
-    )
 
 
 async def doors_are_closed(cluster: Cluster) -> list[str]:

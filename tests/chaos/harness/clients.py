@@ -37,6 +37,7 @@ class Attempt:
     how: str = ""  # done, vanished, cut, refused (no connection), or the code of an error
     status: int = 0
     choices: int = 1
+    poison: bool = False  # its prompt breaks an engine
     retry_after: float = 0.0  # seconds, as the server says
     pieces: list[float] = field(default_factory=list)  # when each piece came
 
@@ -142,7 +143,7 @@ class Client:
         """Send it once, to any API server but `avoid`."""
         ports = sorted(self.ports().items())
         name, port = self.draw.choice([each for each in ports if each[0] != avoid])
-        attempt = Attempt(name, time.monotonic(), choices=ask.choices)
+        attempt = Attempt(name, time.monotonic(), choices=ask.choices, poison=ask.breaks)
         self.attempts.append(attempt)
         leaves = manner.vanish_at > 0 and not ask.streams
         try:

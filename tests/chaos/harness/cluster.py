@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from typing import Any, Self
 import redis as sync_redis
 from harness.catalogue import MODEL
 from harness.links import Link
+from harness.periods import Periods
 
 from queueserve.queue import embedded
 from queueserve.queue.embedded import EmbeddedRedis
@@ -55,7 +56,8 @@ class Node:
         self.name = name
         self.link = Link(f"{name}-redis", cluster.size.seed)
         self.wanted = True
-        self.killed: list[float] = []  # when
+        # When it was hurt, until the next process in its place was there.
+        self.killed, self.told, self.stopped = Periods(), Periods(), Periods()
         self.unexpected: list[str] = []
         self._cluster = cluster
         self._command = command
@@ -90,14 +92,26 @@ class Node:
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it; whether there was a process to get it."""
+        if number is signal.SIGCONT:
+            self.stopped.end()
         if not self.running:
             return False
+        hurts = {
+            signal.SIGKILL: self.killed,
+            signal.SIGTERM: self.told,
+            signal.SIGSTOP: self.stopped,
+        }
+        if number in hurts:
+            hurts[number].begin()
         if number in (signal.SIGKILL, signal.SIGTERM):
             self._expected = True
-        if number is signal.SIGKILL:
-            self.killed.append(time.monotonic())
         os.kill(self.pid, number)
         return True
+
+    def is_back(self) -> None:
+        """The next process is there: what had been done to the last one is over."""
+        self.killed.end()
+        self.told.end()
 
     def has_fallen(self) -> bool:
         """Whether the process has ended; an end that nobody caused is noted."""
@@ -142,6 +156,19 @@ class Api(Node):
     def __init__(self, cluster: Cluster, name: str) -> None:
         super().__init__(cluster, name, self._words)
         self.door = Link(f"{name}-clients", cluster.size.seed)
+        self.starting = False
+
+    def start(self) -> None:
+        super().start()
+        self.starting = True
+
+    def look(self) -> None:
+        """Notice when a process that starts takes connections."""
+        if self.starting and self.running and not self._expected:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.door.target), timeout=0.05).close()
+                self.starting = False
+                self.is_back()
 
     def _words(self) -> list[str]:
         size = self._cluster.size
@@ -166,7 +193,8 @@ class Cluster:
         self.workers = [
             Node(self, f"worker{number}", self._worker_words) for number in range(size.workers)
         ]
-        self._redis_lock = asyncio.Lock()
+        self.redis_hurt = Periods()
+        self.redis_lock = asyncio.Lock()  # of who hurts it, and of who must have it whole
 
     def _worker_words(self) -> list[str]:
         size = self.size
@@ -232,7 +260,7 @@ class Cluster:
         for link in self.links:
             await link.aclose()
         self.client.close()
-        async with self._redis_lock:
+        async with self.redis_lock:
             if self.redis.pid:
                 os.kill(self.redis.pid, signal.SIGCONT)
             await asyncio.to_thread(self.redis.stop)
@@ -244,6 +272,8 @@ class Cluster:
             for node in self.nodes:
                 if node.wanted and node.has_fallen():
                     node.start()
+            for api in self.apis:
+                api.look()
 
     async def whole(self) -> None:
         """Wait until every process takes part."""
@@ -265,13 +295,19 @@ class Cluster:
 
     # Redis
 
+    @contextlib.asynccontextmanager
+    async def _hurting_redis(self) -> AsyncIterator[None]:
+        async with self.redis_lock:
+            with self.redis_hurt.during():
+                yield
+
     async def restart_redis(self, *, kill: bool) -> None:
-        async with self._redis_lock:
+        async with self._hurting_redis():
             await asyncio.to_thread(self.redis.kill if kill else self.redis.stop)
             await asyncio.to_thread(self.redis.start)
 
     async def hang_redis(self, seconds: float) -> None:
-        async with self._redis_lock:
+        async with self._hurting_redis():
             pid = self.redis.pid
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(seconds)
@@ -279,7 +315,7 @@ class Cluster:
 
     async def fill_disk(self, seconds: float) -> bool:
         """No file of Redis may grow. Returns whether its append-only file could not be written."""
-        async with self._redis_lock:
+        async with self._hurting_redis():
             pid = self.redis.pid
             files = (self.redis.directory / "appendonlydir").iterdir()
             most = min(file.stat().st_size for file in files if file.suffix == ".aof")

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 from workers.engines import fake_faults
-from workers.engines.base import Sequence
+from workers.engines.base import Output, Sequence
 
 _SLOW_START = 1.0  # seconds, at most
 
@@ -30,6 +30,11 @@ class FaultyEngine(fake_faults.FaultyEngine):
         self._note("add", sequence.id, len(sequence.generated))
         super().add(sequence)
 
+    def _disturb(self, output: Output) -> Output:
+        self._looked_at = output.id
+        return super()._disturb(output)
+
     def crash(self) -> None:
+        self._note("poisoned by", self._looked_at)
         self._note("crash", os.getpid())
         super().crash()

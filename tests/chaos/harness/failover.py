@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import final
 from harness.catalogue import Ask, ask
 from harness.clients import Attempt, Client, Manner
 from harness.cluster import ROOT, Cluster, Node, Size, until
@@ -29,6 +30,7 @@ async def run(report: Report, *, times: int, seed: int, heartbeat: float) -> Non
             client = Client(cluster.ports, random.Random(seed))
             long = ask("a long one", temperature=0, max_tokens=_TOKENS)
             await client.request(long)
+            rest = await final.begin(report, cluster, client)
             load = [asyncio.create_task(_endless(client, long)) for _ in range(_STREAMS)]
             try:
                 killed = await _gaps(cluster, client, signal.SIGKILL, times)
@@ -37,9 +39,9 @@ async def run(report: Report, *, times: int, seed: int, heartbeat: float) -> Non
                 for task in load:
                     task.cancel()
                 await asyncio.wait(load)
-            report.violate(client.violations)
             ended = {attempt.how for attempt in client.attempts if attempt.ended}
             report.violate(f"a stream ended with {how}" for how in ended - {"done", "refused"})
+            await final.check(report, cluster, client, rest)
     _figures(report, killed, left, heartbeat)
 
 

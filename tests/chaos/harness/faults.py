@@ -10,15 +10,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from harness.cluster import Cluster, Node, until
+from harness.poison import poison_job
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault; `weight` says how often it is drawn, `happen` whether it took effect."""
+    """A kind of fault; `weight` says how often it is drawn, `happen` whether it took effect.
+
+    What happens `first` is part of every storm, however short.
+    """
 
     name: str
     weight: int
     happen: Callable[[Cluster, random.Random], Awaitable[bool]]
+    first: bool = False
 
 
 def _some(nodes: list[Node], draw: random.Random) -> Node:
@@ -86,7 +91,12 @@ async def hang_redis_briefly(cluster: Cluster, draw: random.Random) -> bool:
 
 
 async def hang_redis(cluster: Cluster, draw: random.Random) -> bool:
-    await cluster.hang_redis(draw.choice([3.0, 5.0, 8.0, 20.0]))
+    await cluster.hang_redis(draw.choice([3.0, 5.0, 8.0]))
+    return True
+
+
+async def hang_redis_long(cluster: Cluster, _draw: random.Random) -> bool:
+    await cluster.hang_redis(20.0)
     return True
 
 
@@ -146,6 +156,7 @@ FAULTS = [
     Fault("worker: SIGSTOP beyond its lease", 8, stop_worker_beyond_its_lease),
     Fault("worker: SIGSTOP within its lease", 4, stop_worker_briefly),
     Fault("worker: SIGTERM", 6, drain_worker),
+    Fault("worker: a job that kills it", 2, poison_job, first=True),
     Fault("worker: wall clock jumps hours", 3, jump_wall_clock),
     Fault("worker: suspended, lease clock jumps", 3, suspend_worker),
     Fault("API server: kill -9", 6, kill_api),
@@ -155,7 +166,8 @@ FAULTS = [
     Fault("Redis: kill -9 and restart", 4, kill_redis),
     Fault("Redis: restart", 2, restart_redis),
     Fault("Redis: hangs within the lease", 3, hang_redis_briefly),
-    Fault("Redis: hangs 3 to 20 s", 2, hang_redis),
+    Fault("Redis: hangs 3 to 8 s", 2, hang_redis),
+    Fault("Redis: hangs 20 s", 1, hang_redis_long),
     Fault("Redis: disk full", 2, fill_disk),
     Fault("link: slow", 8, delay_link),
     Fault("link: cut", 8, cut_link),
@@ -178,7 +190,8 @@ class Schedule:
         self._cluster = cluster
         self._faults = faults
         self._draw = random.Random(f"faults {seed}")
-        self._first = self._draw.sample(faults, len(faults))
+        drawn = self._draw.sample(faults, len(faults))
+        self._first = sorted(drawn, key=lambda fault: fault.first)  # its last one is taken first
         self._pause = pause  # seconds between two, on average
         self._running: set[asyncio.Task[bool]] = set()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
+
+from harness.periods import Periods
 
 _CHUNK = 65_536
 
@@ -17,7 +18,8 @@ class Link:
         self.name = name
         self.port = 0
         self.target = 0
-        self.disturbed: list[tuple[float, float]] = []  # when it cut or held what passes
+        self.disturbed = Periods()  # when it cut or held what passes
+        self.slowed = Periods()
         self._random = random.Random(f"{seed}:{name}")
         self._delay = 0.0
         self._open = asyncio.Event()
@@ -49,7 +51,7 @@ class Link:
 
     def cut(self) -> bool:
         """Reset every connection."""
-        self._note(0)
+        self.disturbed.add(0)
         writers = list(self._writers)
         for writer in writers:
             writer.transport.abort()
@@ -57,6 +59,7 @@ class Link:
 
     async def delay(self, most: float, seconds: float) -> bool:
         """Let every piece take up to `most` seconds, each direction in order."""
+        self.slowed.add(seconds)
         before, self._delay = self._hurt, most
         await asyncio.sleep(seconds)
         self._delay = 0.0
@@ -64,7 +67,7 @@ class Link:
 
     async def hold(self, seconds: float) -> bool:
         """Let nothing through, then everything: a zombie's words arrive late."""
-        self._note(seconds)
+        self.disturbed.add(seconds)
         before = self._hurt
         self._open.clear()
         await asyncio.sleep(seconds)
@@ -73,7 +76,7 @@ class Link:
 
     async def swallow(self, seconds: float) -> bool:
         """Half-open: both sides believe that they are connected, and nothing arrives."""
-        self._note(seconds)
+        self.disturbed.add(seconds)
         before, self._swallows = self._hurt, True
         await asyncio.sleep(seconds)
         self._swallows = False
@@ -82,15 +85,11 @@ class Link:
 
     async def drop_answers(self, seconds: float) -> bool:
         """Let requests through, and reset each connection instead of answering."""
-        self._note(seconds)
+        self.disturbed.add(seconds)
         before, self._drops_answers = self._hurt, True
         await asyncio.sleep(seconds)
         self._drops_answers = False
         return self._hurt > before
-
-    def _note(self, seconds: float) -> None:
-        now = time.monotonic()
-        self.disturbed.append((now, now + seconds))
 
     # Plumbing
 

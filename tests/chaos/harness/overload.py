@@ -9,12 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import checks
+from harness import final
 from harness.catalogue import Ask, ask
 from harness.clients import REFUSED, Attempt, Client, Manner, crowd
 from harness.cluster import Cluster, Size
 from harness.report import Report
-from harness.rest import Rest
 
 _SIZE = Size(slots=4, tick=0.1, max_queue=32)
 _TOKENS = 25
@@ -33,10 +32,7 @@ async def run(report: Report, *, seconds: float, seed: int) -> None:
             client = Client(cluster.ports, random.Random(seed), expected=REFUSED)
             short = ask("a short one", temperature=0, max_tokens=_TOKENS)
             await crowd(client, 8, [(short, Manner())] * 16)  # both servers have had some
-            client.attempts.clear()
-            report.violate(await checks.settled(cluster))
-            rest = Rest(cluster)
-            await rest.remember()
+            rest = await final.begin(report, cluster, client)
             capacity = cluster.slots / (_TOKENS * _SIZE.tick)
             began = time.monotonic()
             offered = await _offer(client, short, capacity * _TIMES, _WARM_UP + seconds)
@@ -50,11 +46,7 @@ async def run(report: Report, *, seconds: float, seed: int) -> None:
             _recovered(report, "its first token after a full queue", answered, queue + _JOB)
             first = idle.pieces[0] - idle.began
             _recovered(report, "with the queue served, a first token after", first, _SIZE.tick)
-            report.violate(client.violations)
-            report.violate(await checks.settled(cluster))
-            report.violate(checks.audited(cluster).violations)
-            report.violate(await rest.compare())
-            rest.show(report)
+            await final.check(report, cluster, client, rest)
 
 
 async def _offer(

@@ -11,12 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import checks
+from harness import final
 from harness.catalogue import Ask, ask
 from harness.clients import Client, Manner
 from harness.cluster import ROOT, Api, Cluster, Size, until
 from harness.report import Report
-from harness.rest import Rest
 from harness.wire import request_bytes
 
 _NEVER = 8  # clients that never read
@@ -39,9 +38,7 @@ async def run(report: Report, *, seed: int) -> None:
             normal = ask("others", temperature=0, max_tokens=60)
             await client.request(normal)
             alone = await _pauses(client, normal)
-            report.violate(await checks.settled(cluster))
-            rest = Rest(cluster)
-            await rest.remember()
+            rest = await final.begin(report, cluster, client)
             began = time.monotonic()
             deaf = [_never_reads(cluster.apis[0]) for _ in range(_NEVER)]
             await until(lambda: _held(cluster) >= _NEVER, "their start")
@@ -50,11 +47,7 @@ async def run(report: Report, *, seed: int) -> None:
             _cut_off_after(report, time.monotonic() - began)
             for each in deaf:
                 each.close()
-            report.violate(await checks.settled(cluster))
-            report.violate(checks.audited(cluster).violations)
-            report.violate(await rest.compare())
-            rest.show(report)
-            report.violate(client.violations)
+            await final.check(report, cluster, client, rest)
             report.figure(
                 "median pause of others alone / beside",
                 f"{alone:.1f} / {beside:.1f} ms",

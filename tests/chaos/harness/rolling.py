@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from harness import final
 from harness.catalogue import Ask, catalogue
 from harness.clients import RETRIED, Client, Manner
 from harness.cluster import Cluster, Node, Size, until
@@ -28,7 +29,7 @@ async def run(report: Report, *, seed: int) -> None:
             client = Client(cluster.ports, random.Random(seed))
             asks = catalogue(30, client.draw)
             await undisturbed(cluster, client, asks)
-            client.outcomes.clear()
+            rest = await final.begin(report, cluster, client)
             stop = asyncio.Event()
             retries: Counter[int] = Counter()
 
@@ -48,10 +49,9 @@ async def run(report: Report, *, seed: int) -> None:
             report.row("requests while every process restarted", str(client.outcomes.total()))
             needed = ", ".join(f"{retries[count]} with {count}" for count in range(_RETRIES + 1))
             report.row("requests by retries needed", needed)
-            report.violate(client.violations)
             failed = {how: n for how, n in client.outcomes.items() if how != "done"}
             report.violate(f"{count} requests ended with {how}" for how, count in failed.items())
-            report.violate(found for node in cluster.nodes for found in node.unexpected)
+            await final.check(report, cluster, client, rest)
 
 
 async def _as_library(client: Client, ask: Ask) -> int:

@@ -12,12 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import checks
+from harness import final
 from harness.catalogue import Ask, catalogue
 from harness.clients import Client, Manner, crowd
 from harness.cluster import Cluster, Size
 from harness.report import Report
-from harness.rest import Rest
 from harness.storm import undisturbed
 
 _AT_ONCE = 32
@@ -35,17 +34,11 @@ async def run(report: Report, *, requests: int, seed: int) -> None:
             asks = catalogue(_ASKS, client.draw)
             await undisturbed(cluster, client, asks)
             await crowd(client, _AT_ONCE, _work(client, asks, requests // 2))
-            report.violate(await checks.settled(cluster))
-            rest = Rest(cluster, growth_mb=_GROWTH_MB)
-            await rest.remember()
+            rest = await final.begin(report, cluster, client, growth_mb=_GROWTH_MB)
             await crowd(client, _AT_ONCE, _work(client, asks, requests // 2))
-            report.violate(await checks.settled(cluster))
             report.row("requests before / between the looks", f"{requests // 2} / {requests // 2}")
             report.count("request ended with", client.outcomes)
-            report.violate(client.violations)
-            report.violate(await rest.compare())
-            report.violate(found for node in cluster.nodes for found in node.unexpected)
-            rest.show(report)
+            await final.check(report, cluster, client, rest)
             report.keep_logs(Path(directory))
 
 

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness import checks
+from harness import final
 from harness.catalogue import Ask, ask, catalogue
 from harness.clients import Client, Manner, crowd
-from harness.cluster import ROOT, Cluster, Size
+from harness.cluster import Cluster, Size
 from harness.faults import FAULTS, Fault, Schedule
 from harness.report import Report
-from harness.rest import Rest
 
 _TRIED_FOR = 60.0  # seconds; Redis may hang for 20 of them
 _HURTFUL = (  # prompts that disturb engines, and whether they break them
@@ -106,13 +105,8 @@ async def _storm(
     drawn: tuple[list[Ask], random.Random],
 ) -> None:
     asks, draw = drawn
-    rest = Rest(cluster)
     await undisturbed(cluster, client, asks)
-    report.violate(await checks.settled(cluster))
-    await rest.remember()
-    client.attempts.clear()
-    client.outcomes.clear()
-    client.waits.clear()
+    rest = await final.begin(report, cluster, client)
     kinds: Counter[str] = Counter()
     schedule = Schedule(cluster, storm.kinds, seed=storm.seed, pause=storm.pause)
     began = time.monotonic()
@@ -133,12 +127,11 @@ async def _storm(
         f"{_TRIED_FOR:.0f} s",
         within=longest <= _TRIED_FOR,
     )
-    report.violate(await checks.settled(cluster))
     report.count("fault", schedule.count)
     report.count("client", kinds)
     report.count("request ended with", client.outcomes)
     report.violate(schedule.failed)
-    await check(report, cluster, client, rest)
+    await final.check(report, cluster, client, rest)
 
 
 def _coverage(storm: Storm, report: Report, schedule: Schedule) -> None:
@@ -151,23 +144,3 @@ def _coverage(storm: Storm, report: Report, schedule: Schedule) -> None:
         f"{least}, as there are {storm.faults} faults of {len(schedule.count)} kinds",
         within=seen >= least,
     )
-
-
-async def check(report: Report, cluster: Cluster, client: Client, rest: Rest) -> None:
-    """Everything that must be true in the end."""
-    audit = checks.audited(cluster)
-    report.row("jobs accepted / ended once", f"{audit.submitted} / {audit.ended_once}")
-    report.row("dispatched / orphaned", f"{audit.dispatched} / {audit.orphaned}")
-    report.row("finishes refused (from zombies, or said twice)", str(audit.stale))
-    report.row("dead letters", str(cluster.client.zcard(f"{ROOT}:dead")))
-    report.count("job ended", audit.ends)
-    report.violate(client.violations)
-    report.violate(audit.violations)
-    report.violate(checks.explained(cluster, [client]))
-    report.violate(checks.accepted(audit, client))
-    report.violate(checks.redis_is_clean(cluster))
-    report.violate(await checks.all_keys_have_a_ttl(cluster))
-    report.violate(await checks.doors_are_closed(cluster))
-    report.violate(await rest.compare())
-    report.violate(found for node in cluster.nodes for found in node.unexpected)
-    rest.show(report)
