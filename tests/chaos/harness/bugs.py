@@ -6,7 +6,7 @@ They are what the checks are checked with: a harness that does not find them pro
 from __future__ import annotations
 
 import asyncio
-import os
+import socket
 from collections.abc import Callable
 
 _LEFT_BYTES = 600  # less than what a request takes
@@ -53,24 +53,32 @@ def finished_epochs_run_again(source: str) -> str:
 
 
 def leaks(source: str) -> str:
-    """Every request leaves behind one of all that can be left behind."""
+    """Every request leaves behind one of all that can be left behind, also in its worker."""
     from queueserve.queue.producer import Producer  # noqa: PLC0415
+    from workers.runner import Runner  # noqa: PLC0415
 
-    plain, left = Producer.submit, []
+    plain, plain_start, left = Producer.submit, Runner._start, []
     if plain.__qualname__.startswith("leaks"):
         return source  # a process has more than one copy of the library
 
+    def leave() -> None:
+        left.append(asyncio.create_task(asyncio.Event().wait()))
+        left.append(socket.socket())
+
+    def start(self, run) -> None:
+        leave()
+        plain_start(self, run)
+
     async def submit(self, job, *args, **options):
         redis = self._functions.redis
-        left.append(asyncio.create_task(asyncio.Event().wait()))
-        left.append(os.open(os.devnull, os.O_RDONLY))
+        leave()
         if len(left) < _LEFT_CONNECTIONS:
             left.append(await redis.connection_pool.get_connection())
         await redis.set(f"left:{job.id}", "x")
         await redis.hset(self._keys.pool(job.pool).state, job.id, "x" * _LEFT_BYTES)
         return await plain(self, job, *args, **options)
 
-    Producer.submit = submit
+    Producer.submit, Runner._start = submit, start
     return source
 
 

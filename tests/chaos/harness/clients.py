@@ -16,6 +16,7 @@ from harness.catalogue import Ask
 from harness.wire import Answer, Events, asked
 
 _ON_ITS_WAY = 60.0  # seconds beyond the request timeout: what links and stopped servers hold up
+_SMALL_WINDOW = 4096  # bytes
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
 GIVE_UP_AFTER = 120.0  # seconds of retries; a Redis that hangs, twice in a row, is shorter
 RETRIED = {409, 429, 503, 504}
@@ -50,6 +51,7 @@ class Manner:
     vanish_at: int = 0  # goes away after so many pieces
     pause_at: int = 0  # reads nothing for a while after so many pieces
     pause: float = 0.0  # seconds
+    sips: float = 0.0  # seconds that it reads nothing after each piece; takes little in before
 
     @property
     def name(self) -> str:
@@ -169,7 +171,8 @@ class Client:
     async def _attempt(
         self, ask: Ask, manner: Manner, headers: dict[str, str], attempt: Attempt, port: int
     ) -> None:
-        async with asked(port, ask.path, ask.payload, headers) as answer:
+        window = _SMALL_WINDOW if manner.sips else 0
+        async with asked(port, ask.path, ask.payload, headers, window=window) as answer:
             attempt.status = answer.status
             attempt.retry_after = float(answer.headers.get("retry-after", 0))
             if answer.status != 200:
@@ -197,6 +200,8 @@ class Client:
                     return
                 if seen == manner.pause_at:
                     await asyncio.sleep(manner.pause)
+            if manner.sips:
+                await asyncio.sleep(manner.sips)
         if not attempt.how:
             attempt.how = "cut"
 

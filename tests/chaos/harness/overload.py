@@ -13,6 +13,7 @@ from harness import final
 from harness.catalogue import Ask, ask
 from harness.clients import REFUSED, Attempt, Client, Manner, crowd
 from harness.cluster import Cluster, Size
+from harness.memory import sampled
 from harness.report import Report
 
 _SIZE = Size(slots=4, tick=0.1, max_queue=32)
@@ -35,7 +36,9 @@ async def run(report: Report, *, seconds: float, seed: int) -> None:
             rest = await final.begin(report, cluster, client)
             capacity = cluster.slots / (_TOKENS * _SIZE.tick)
             began = time.monotonic()
-            offered = await _offer(client, short, capacity * _TIMES, _WARM_UP + seconds)
+            async with sampled(cluster) as memory:
+                offered = await _offer(client, short, capacity * _TIMES, _WARM_UP + seconds)
+            memory.show(report)
             window = (began + _WARM_UP, began + _WARM_UP + seconds)
             accepted, answered = await _recover(client, short)
             await asyncio.wait(offered)
@@ -105,5 +108,7 @@ def _figures(
         f"{_REFUSED_MS:.0f} ms",
         within=p99 <= _REFUSED_MS,
     )
+    soon = sum(each <= _REFUSED_MS for each in refused) / len(refused)
+    report.row(f"refused within {_REFUSED_MS:.0f} ms", f"{100 * soon:.2f} %")
     others = {each.how for each in attempts} - {"done", "rate_limit_exceeded"}
     report.violate(f"a request ended with {how}" for how in others)

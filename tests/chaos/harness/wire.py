@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,10 +40,18 @@ class Answer:
 
 @asynccontextmanager
 async def asked(
-    port: int, path: str, payload: Mapping[str, Any], headers: Mapping[str, str] = {}
+    port: int,
+    path: str,
+    payload: Mapping[str, Any],
+    headers: Mapping[str, str] = {},
+    *,
+    window: int = 0,
 ) -> AsyncIterator[Answer]:
-    """Send one request on a connection of its own. Raises OSError, EOFError if it breaks."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    """Send one request on a connection of its own. Raises OSError, EOFError if it breaks.
+
+    `window`: how many bytes, about, are taken in before they are read; 0: what is usual.
+    """
+    reader, writer = await _connected(port, window)
     try:
         writer.write(request_bytes(path, json.dumps(payload).encode(), headers))
         await writer.drain()
@@ -54,6 +63,22 @@ async def asked(
         yield Answer(status, found, reader)
     finally:
         writer.transport.abort() if writer.transport.is_closing() else writer.close()
+
+
+async def _connected(port: int, window: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if not window:
+        return await asyncio.open_connection("127.0.0.1", port)
+    connection = connected_socket(port, window)
+    connection.setblocking(False)
+    return await asyncio.open_connection(sock=connection, limit=window)
+
+
+def connected_socket(port: int, window: int) -> socket.socket:
+    """A connection whose far side soon notices that nobody reads."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
 def request_bytes(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
