@@ -16,7 +16,7 @@ from harness.catalogue import Ask
 from harness.wire import Answer, Events, asked
 
 _ON_ITS_WAY = 60.0  # seconds beyond the request timeout: what links and stopped servers hold up
-_SMALL_WINDOW = 4096  # bytes
+_SMALL_WINDOW = 16_384  # bytes
 _LEAVES_AFTER = 0.2  # seconds, for an answer in one piece
 GIVE_UP_AFTER = 120.0  # seconds of retries; a Redis that hangs, twice in a row, is shorter
 RETRIED = {409, 429, 503, 504}
