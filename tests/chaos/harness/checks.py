@@ -7,7 +7,6 @@ from harness.clients import Client
 from harness.cluster import BOUND, ROOT, Cluster, until
 
 
-
 async def settled(cluster: Cluster) -> list[str]:
     """Wait until nothing goes on any more. Returns what still does after the bound."""
     for node in cluster.nodes:  # a fault may have left it dead a moment ago

@@ -37,6 +37,7 @@ async def check(report: Report, cluster: Cluster, client: Client, rest: Rest) ->
     report.violate(explained(cluster, [client], audit))
     report.violate(checks.accepted(audit, client))
     report.violate(checks.redis_is_clean(cluster))
+    report.violate(await checks.all_keys_have_a_ttl(cluster))
     report.violate(await checks.doors_are_closed(cluster))
     report.violate(await rest.compare())
     report.violate(found for node in cluster.nodes for found in node.unexpected)
