@@ -1,11 +1,12 @@
 """The SGLang engine: its Engine in a thread of this process, its scheduler in others.
 
-Never run on a GPU, and the contract never ran on it: one greedy sequence of SmolLM2 with its
-log-probabilities came from SGLang 0.5.23 on a CPU. The adapter has a thread and an event loop of
-its own, for three reasons: on the main thread SGLang takes the signals of this process for itself;
-its processes end with the thread that started them (PR_SET_PDEATHSIG); and what it does for each
-request leaves our event loop free. This file passes sequences to that thread and outputs back;
-`sglang_*` is what runs there.
+Never run on a GPU. A part of the contract ran on SGLang 0.5.23 on a CPU (docs/engines.md), where
+seeds cannot count and log-probabilities come after biases.
+
+The adapter has a thread and an event loop of its own, for three reasons: on the main thread SGLang
+takes the signals of this process for itself; its processes end with the thread that started them
+(PR_SET_PDEATHSIG); and what it does for each request leaves our event loop free. This file passes
+sequences to that thread and outputs back; `sglang_*` is what runs there.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class Loaded:
     tokenizer: TransformersTokenizer
     dimensions: int  # of the vectors of a model that gives some
     ends: frozenset[int]  # the model's own end-of-sequence tokens
+    vocabulary: int
 
 
 def load(
@@ -90,8 +91,9 @@ def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
         adapters=tuple(adapters),
     )
     dimensions = 0 if generates else config.hidden_size
-    ends = {*(config.hf_eos_token_id or ()), backend.eos_token_id} - {None}
-    return Loaded(llm, info, TransformersTokenizer(backend), dimensions, frozenset(ends))
+    ends = frozenset({*(config.hf_eos_token_id or ()), backend.eos_token_id} - {None})
+    tokenizer = TransformersTokenizer(backend)
+    return Loaded(llm, info, tokenizer, dimensions, ends, config.vocab_size)
 
 
 def _slots(server: Mapping[str, Any], context: int) -> int:
@@ -108,6 +110,7 @@ class Serving:
         self._llm = loaded.llm
         self._context = loaded.info.context_length
         self._ends = loaded.ends
+        self._vocabulary = loaded.vocabulary
         self.loop: asyncio.AbstractEventLoop = loaded.llm.loop  # SGLang makes it for its thread
         self.dimensions = loaded.dimensions
         self._step = step
@@ -147,6 +150,7 @@ class Serving:
         """How many tokens may come. Raises what speaks against it."""
         if not sequence.prompt:
             raise InvalidRequestError("the prompt is empty", param="prompt")
+        self._check_tokens((*sequence.prompt, *sequence.generated), param="prompt")
         room = self._context - len(sequence.prompt)
         if room <= 0:
             raise ContextLengthExceededError(
@@ -156,6 +160,12 @@ class Serving:
             )
         wanted = sequence.sampling.max_tokens
         return (room if wanted is None else min(room, wanted)) - len(sequence.generated)
+
+    def _check_tokens(self, tokens: Many[int], *, param: str) -> None:
+        """Refuse what would end SGLang's scheduler, and with it this worker."""
+        unknown = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
+        if unknown is not None:
+            raise InvalidRequestError(f"the model has no token {unknown}", param=param)
 
     def _give(self, sequence: Sequence, given: Output) -> None:
         """Collect what the requests' tasks say in one turn of the event loop, which is one step."""
@@ -168,7 +178,12 @@ class Serving:
         self._step(given)
 
     async def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
-        """A float32 vector of length 1 for each input. Raises EngineError."""
+        """A float32 vector of length 1 for each input.
+
+        Raises EngineError, and InvalidRequestError for a token that the model does not have.
+        """
+        for tokens in inputs:
+            self._check_tokens(tokens, param="input")
         try:
             return list(await asyncio.gather(*map(self._vector, inputs)))
         except Exception as error:  # SGLang raises what it likes
