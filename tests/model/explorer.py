@@ -6,7 +6,7 @@ import gc
 from collections import deque
 from dataclasses import dataclass, field
 
-from queue_protocol import invariant, steps
+from queue_protocol import invariant, step_invariant, steps
 from queue_world import Bugs, World, ended
 
 
@@ -76,6 +76,8 @@ def _explore(graph: Graph, start: World, bugs: Bugs) -> Found:
         if why := invariant(world):
             return Found(len(graph.first), why, graph.trace(number))
         for action, after in steps(world, bugs):
+            if why := step_invariant(world, after):
+                return Found(len(graph.first), why, (*graph.trace(number), action))
             if graph.add(after, number, action):
                 frontier.append(after)
     stuck = graph.lost()

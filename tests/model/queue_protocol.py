@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from queue_world import (
     LENGTH,
+    SLOTS,
     Bugs,
     Job,
     Reader,
@@ -31,6 +32,7 @@ from queue_world import (
     put_reader,
     put_worker,
     reads,
+    take_slots,
     write,
     wrong,
 )
@@ -39,7 +41,7 @@ from queue_world import (
 def steps(world: World, bugs: Bugs) -> Iterator[Step]:
     """All that may happen next."""
     for number in range(len(world.readers)):
-        yield from submit(world, number)
+        yield from submit(world, number, bugs)
         yield from resume(world, number, bugs)
         yield from resync(world, number)
         yield from read_result(world, number)
@@ -49,14 +51,14 @@ def steps(world: World, bugs: Bugs) -> Iterator[Step]:
     for at, worker in enumerate(world.workers):
         if worker.state == "up":
             yield from claim(world, at, bugs)
-            yield from heartbeat(world, at)
+            yield from heartbeat(world, at, bugs)
             yield from agree(world, at, bugs)
             for run in worker.runs:
                 yield from generate(world, at, run)
             for run in worker.finished:
                 yield from finish(world, at, run, bugs)
         yield from reap(world, at, bugs)
-        yield from faults(world, at)
+        yield from faults(world, at, bugs)
     if world.faults and world.before is not None:
         lost = world._replace(redis=world.before, before=None, faults=world.faults - 1, lost=True)
         yield "Redis loses its last write", lost
@@ -65,19 +67,21 @@ def steps(world: World, bugs: Bugs) -> Iterator[Step]:
 # The functions in Redis
 
 
-def dispatch(world: World, redis: Redis) -> World:
+def dispatch(world: World, redis: Redis, bugs: Bugs) -> World:
     """While a job waits and a worker is free, the one goes to the other."""
     for at in range(len(redis.jobs)):
-        free = [worker for worker in sorted(redis.alive) if not leases(redis, worker)]
+        taken = {} if bugs.slots_uncounted else dict(redis.taken)
+        free = [worker for worker in sorted(redis.alive) if taken.get(worker, 0) < SLOTS]
         if free and redis.jobs[at].state == "queued":
-            world, redis, epoch = next_epoch(world, redis)
+            world, redis, epoch = next_epoch(world, redis, bugs)
             running = redis.jobs[at]._replace(state="running", epoch=epoch, worker=free[0])
             hint = (free[0], at, epoch)
             redis = put(redis, at, running)._replace(inbox=redis.inbox | {hint})
+            redis = take_slots(redis, free[0], 1)
     return write(world, redis)
 
 
-def submit(world: World, number: int) -> Iterator[Step]:
+def submit(world: World, number: int, bugs: Bugs) -> Iterator[Step]:
     """Also again, when Redis has lost it. (To attach to a known job changes nothing here.)"""
     (api, at), reader = place(world, number), world.readers[number]
     if api and not reader.asked:
@@ -87,7 +91,7 @@ def submit(world: World, number: int) -> Iterator[Step]:
     if not world.redis.jobs[at].state and not reader.ended:
         job = Job(state="queued", resume=reader.tokens, api=api)
         asked = put_reader(world, number, reader._replace(asked=True))
-        yield f"submit {at} at {api}", dispatch(asked, put(world.redis, at, job))
+        yield f"submit {at} at {api}", dispatch(asked, put(world.redis, at, job), bugs)
 
 
 def leave(world: World, number: int) -> Iterator[Step]:
@@ -112,7 +116,7 @@ def resume(world: World, number: int, bugs: Bugs) -> Iterator[Step]:
     if job.state == "orphaned" and its and reader.asked and not reader.ended:
         after = put_reader(world, number, reader._replace(epoch=max(reader.epoch, job.epoch)))
         queued = job._replace(state="queued", resume=reader.tokens)
-        yield f"resume {at} at {api}", dispatch(after, put(world.redis, at, queued))
+        yield f"resume {at} at {api}", dispatch(after, put(world.redis, at, queued), bugs)
 
 
 def finish(world: World, at: int, run: Run, bugs: Bugs) -> Iterator[Step]:
@@ -121,9 +125,15 @@ def finish(world: World, at: int, run: Run, bugs: Bugs) -> Iterator[Step]:
     holds = (job.epoch, job.worker) == (run.epoch, worker.id)
     if bugs.finish_without_epoch:
         holds = bool(job.state)
-    if holds and job.state not in ("done", "cancelled"):
+    what, open_still = f"finish {run.job} by {worker.id}", job.state not in ("done", "cancelled")
+    redis = world.redis
+    if holds and (open_still or bugs.finish_twice):
+        if job.state == "running":
+            redis = take_slots(redis, job.worker, -1)
         done = job._replace(state="done", result=run.tokens, accepted=job.accepted + 1)
-        yield f"finish {run.job} by {worker.id}", dispatch(world, put(world.redis, run.job, done))
+        yield what, dispatch(world, put(redis, run.job, done), bugs)
+    elif bugs.finish_frees_twice and worker.id in redis.alive:
+        yield what, dispatch(world, take_slots(redis, worker.id, -1), bugs)
 
 
 def reap(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
@@ -134,13 +144,14 @@ def reap(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
     held = leases(redis, worker.id)
     hints = frozenset(hint for hint in redis.inbox if hint[0] != worker.id)
     redis = redis._replace(alive=redis.alive - {worker.id}, inbox=hints)
+    redis = take_slots(redis, worker.id, -dict(redis.taken).get(worker.id, 0))
     for job_at, _ in sorted(held):
         job, reader = redis.jobs[job_at], reads(world, job_at)
-        world, redis, epoch = next_epoch(world, redis)
+        world, redis, epoch = next_epoch(world, redis, bugs)
         state = "queued" if bugs.reaper_requeues else "orphaned"
         parked = job._replace(state="cancelled" if reader.ended else state, epoch=epoch, worker=-1)
         redis = put(redis, job_at, parked)
-    yield f"reap {worker.id}", dispatch(world, redis)
+    yield f"reap {worker.id}", dispatch(world, redis, bugs)
 
 
 def due_orphaned(world: World, at: int) -> Iterator[Step]:
@@ -184,7 +195,7 @@ def claim(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
                 yield f"claim {job_at} by {worker.id}", put_worker(after, at, begun)
 
 
-def heartbeat(world: World, at: int) -> Iterator[Step]:
+def heartbeat(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
     """Redis answers; the worker hears it some time later."""
     worker = world.workers[at]
     if worker.beat is None and worker.id in world.redis.alive:
@@ -194,7 +205,7 @@ def heartbeat(world: World, at: int) -> Iterator[Step]:
         fresh = Worker(world.born, begun=worker.begun)
         joined = put_worker(world, at, fresh)._replace(born=world.born + 1)
         redis = world.redis._replace(alive=world.redis.alive | {fresh.id})
-        yield f"{worker.id} registers as {fresh.id}", dispatch(joined, redis)
+        yield f"{worker.id} registers as {fresh.id}", dispatch(joined, redis, bugs)
 
 
 def agree(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
@@ -288,7 +299,7 @@ def read_result(world: World, number: int) -> Iterator[Step]:
 # What goes wrong
 
 
-def faults(world: World, at: int) -> Iterator[Step]:
+def faults(world: World, at: int, bugs: Bugs) -> Iterator[Step]:
     """kill -9, SIGSTOP and SIGCONT; a dead worker is started again."""
     worker = world.workers[at]
     left = world._replace(faults=world.faults - 1)
@@ -300,13 +311,16 @@ def faults(world: World, at: int) -> Iterator[Step]:
     elif worker.state == "dead" and worker.id not in world.redis.alive:
         fresh = put_worker(world, at, Worker(world.born))._replace(born=world.born + 1)
         redis = world.redis._replace(alive=world.redis.alive | {world.born})
-        yield f"start {world.born}", dispatch(fresh, redis)
+        yield f"start {world.born}", dispatch(fresh, redis, bugs)
 
 
 def invariant(world: World) -> str:
     """What is wrong with this state; "" if nothing is."""
     if world.wrong:
         return world.wrong
+    for worker, taken in world.redis.taken:
+        if not 0 <= taken <= SLOTS:
+            return f"{taken} of {SLOTS} slots of {worker} are taken"
     for number, reader in enumerate(world.readers):
         api, at = place(world, number)
         job = world.redis.jobs[at]
@@ -316,4 +330,14 @@ def invariant(world: World) -> str:
         same = job.result[: len(reader.tokens)] == reader.tokens
         if job.state == "done" and api == job.api and not same and not world.lost:
             return f"the client of {at} has another answer than Redis"
+    return ""
+
+
+def step_invariant(before: World, after: World) -> str:
+    """What is wrong with a step; "" if nothing is. Epochs only grow, also over a lost write."""
+    if after.redis == before.before:
+        return ""  # it is that loss
+    for at, (old, new) in enumerate(zip(before.redis.jobs, after.redis.jobs, strict=True)):
+        if new.epoch != old.epoch and new.epoch <= before.clock:
+            return f"{at} gets the epoch {new.epoch}, and {before.clock} was there before"
     return ""

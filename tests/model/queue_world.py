@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 LENGTH = 2
+SLOTS = 1  # of a worker
 Tokens: TypeAlias = tuple[int, ...]
 
 
@@ -16,6 +17,10 @@ class Bugs:
     no_dedup: bool = False
     reaper_requeues: bool = False
     resume_by_anybody: bool = False
+    finish_twice: bool = False
+    finish_frees_twice: bool = False
+    slots_uncounted: bool = False
+    epoch_from_redis: bool = False
 
 
 class Job(NamedTuple):
@@ -63,6 +68,7 @@ class Redis(NamedTuple):
     alive: frozenset[int]
     inbox: frozenset[tuple[int, int, int]] = frozenset()  # (worker, job, epoch)
     epoch: int = 0  # the last one
+    taken: tuple[tuple[int, int], ...] = ()  # slots: (worker, how many), without those that are 0
 
 
 class World(NamedTuple):
@@ -137,6 +143,14 @@ def leases(redis: Redis, worker: int) -> frozenset[tuple[int, int]]:
     )
 
 
-def next_epoch(world: World, redis: Redis) -> tuple[World, Redis, int]:
-    epoch = world.clock + 1
-    return world._replace(clock=epoch), redis._replace(epoch=epoch), epoch
+def take_slots(redis: Redis, worker: int, by: int) -> Redis:
+    """Count `by` more slots of a worker as taken, or fewer."""
+    taken = dict(redis.taken)
+    taken[worker] = taken.get(worker, 0) + by
+    return redis._replace(taken=tuple(sorted(pair for pair in taken.items() if pair[1])))
+
+
+def next_epoch(world: World, redis: Redis, bugs: Bugs) -> tuple[World, Redis, int]:
+    """An epoch is a time: Redis may lose what it last wrote, but does not give that out again."""
+    epoch = (redis.epoch if bugs.epoch_from_redis else world.clock) + 1
+    return world._replace(clock=max(world.clock, epoch)), redis._replace(epoch=epoch), epoch

@@ -42,6 +42,26 @@ KNOWN = {
         2,
         "a mixture of two runs",
     ),
+    "a finish of what has ended": (
+        Bugs(finish_twice=True),
+        0,
+        "two finishes of 0 were accepted",
+    ),
+    "a finish that is refused and frees a slot all the same": (
+        Bugs(finish_frees_twice=True),
+        0,
+        "-1 of 1 slots",
+    ),
+    "a dispatch that does not count slots": (
+        Bugs(slots_uncounted=True),
+        0,
+        "2 of 1 slots",
+    ),
+    "an epoch that is counted where a write may be lost": (
+        Bugs(epoch_from_redis=True),
+        1,
+        "was there before",
+    ),
 }
 
 
@@ -56,7 +76,8 @@ def test_every_interleaving_keeps_the_invariants(workers, jobs, faults, apis):
 @pytest.mark.parametrize("bug", KNOWN)
 def test_a_known_bug_is_found(bug):
     bugs, faults, violation = KNOWN[bug]
-    found = explore(begin(2, 1, faults, 1 + bugs.resume_by_anybody), bugs)
+    jobs = 1 + bugs.slots_uncounted
+    found = explore(begin(2, jobs, faults, 1 + bugs.resume_by_anybody), bugs)
     assert violation in found.violation
     assert found.trace
 
