@@ -96,7 +96,7 @@ def output(sequence: Sequence, given: Given, *, first: bool) -> Output:
 
 
 def _ended(sequence: Sequence, end: dict[str, Any]) -> QueueServeError:
-    message = end.get("message") or end["type"]
+    message = " ".join((end.get("message") or end["type"]).split())
     if end.get("status_code") == HTTPStatus.BAD_REQUEST:
         return _refused(sequence, message)
     return EngineError(f"SGLang ended the sequence: {message}")
