@@ -151,12 +151,21 @@ MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of the largest message; a step of many long events stays far below."""
 
 
+MAX_CARD = 64 * 1024
+"""Bytes of the largest model card: names and a few numbers."""
+
+
+def _loads(data: bytes, most: int = MAX_MESSAGE) -> Any:
+    """What JSON says. Raises ValueError, also for more than is ever ours: to parse takes time."""
+    if len(data) > most:
+        raise ValueError(f"{len(data)} bytes are too many")
+    return orjson.loads(data)
+
+
 def decode_events(message: bytes) -> list[Event]:
     """The events of one message. Raises ProtocolError for anything that is not such a message."""
     try:
-        if len(message) > MAX_MESSAGE:
-            raise ValueError(f"{len(message)} bytes are too many")
-        return [_event(row) for row in orjson.loads(message)]
+        return [_event(row) for row in _loads(message)]
     except (ValueError, TypeError, LookupError) as error:
         raise ProtocolError(f"not a message of events: {error}") from error
 
@@ -203,7 +212,7 @@ def _plain_fields(kind: Any) -> tuple[tuple[str, str, tuple[type, ...]], ...]:
 def decode_job(body: bytes) -> Job:
     """The job in `body`. Raises ProtocolError."""
     try:
-        data = known_fields(Job, orjson.loads(body))
+        data = known_fields(Job, _loads(body))
         sampling = known_fields(Sampling, data.pop("sampling"))
         bias = {int(token): float(by) for token, by in sampling.pop("logit_bias", {}).items()}
         if constraint := data.pop("constraint", None):
@@ -223,7 +232,7 @@ def _inputs(data: dict[str, Any]) -> Inputs:
 def decode_continuation(body: bytes) -> Continuation:
     """The continuation in `body`. Raises ProtocolError."""
     try:
-        return typed(Continuation(**known_fields(Continuation, orjson.loads(body))))
+        return typed(Continuation(**known_fields(Continuation, _loads(body))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a continuation: {error}") from error
 
@@ -231,6 +240,6 @@ def decode_continuation(body: bytes) -> Continuation:
 def decode_card(body: bytes) -> ModelCard:
     """The model card in `body`. Raises ProtocolError."""
     try:
-        return typed(ModelCard(**known_fields(ModelCard, orjson.loads(body))))
+        return typed(ModelCard(**known_fields(ModelCard, _loads(body, MAX_CARD))))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a model card: {error}") from error

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _RETRY = 0.2  # seconds between attempts while Redis is away
 _DIGITS = 20  # of a number in a control message; more are not ours
+_LONGEST_CONTROL = 4096  # bytes; ids are far shorter
 _ANNOUNCE_EVERY = 60.0
 
 
@@ -179,6 +180,8 @@ class Incarnation:
         if not new:
             return
         for claim, found in zip(new, await consumer.fetch(new), strict=True):
+            if self.runner.knows(claim):
+                continue  # its hint and a heartbeat have both told of it
             if isinstance(found, ProtocolError):
                 skip(log, "job", f"{claim.job}: {found.message}")
                 self.runner.refuse(claim, "", found, consumer)
@@ -187,7 +190,8 @@ class Incarnation:
 
     async def _control(self, consumer: Consumer) -> None:
         def message(body: bytes) -> None:
-            match body.decode(errors="replace").split(" ", 3):
+            words = body.decode(errors="replace") if len(body) <= _LONGEST_CONTROL else ""
+            match words.split(" ", 3):
                 case ["cancel", epoch, job] if _is_number(epoch):
                     self.runner.cancel(job, int(epoch), consumer)
                 case ["resync", seq, api, job] if _is_number(seq):
