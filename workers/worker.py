@@ -141,13 +141,16 @@ class Worker:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # one that failed ends the worker with its reason
-            await self._drain(incarnations)
+            await self._drain(incarnations, watched=tasks - {stopping})
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.result()
         finally:
             await end(tasks)
             await self.runner.aclose()
 
     async def _incarnations(self) -> None:
-        while True:
+        while not self._draining:
             try:
                 if isinstance(self._engine, Fallible):
                     await self._engine.back()
@@ -155,8 +158,6 @@ class Worker:
             except GoneError:
                 log.warning("Redis has given away the jobs of this worker of %s", self._pool)
                 self.runner.drop_all()
-                if self._draining:
-                    return
 
     async def _incarnation(self) -> None:
         incarnation = Incarnation(
@@ -197,8 +198,13 @@ class Worker:
 
     # Leaving
 
-    async def _drain(self, incarnations: asyncio.Task[None]) -> None:
-        """Stop pulling, finish what runs within the grace time, give the rest back."""
+    async def _drain(
+        self, incarnations: asyncio.Task[None], *, watched: set[asyncio.Task[Any]]
+    ) -> None:
+        """Stop pulling, finish what runs within the grace time, give the rest back.
+
+        One of the `watched` that ends tells that nothing will be finished any more.
+        """
         self._draining = True
         current = self._current
         if current is None:
@@ -207,7 +213,7 @@ class Worker:
             await current.drain()
             await asyncio.sleep(_LAST_CLAIMS)
             log.info("draining: %d jobs run", len(self.runner.running))
-            await _within(self._settings.grace, self.runner.idle())
+            await self._finish(watched)
             incarnations.cancel()  # from here on nothing may beat, or join again
             self.runner.drop_all()
             await _within(_FLUSH_WITHIN, self._publisher.flushed())
@@ -215,6 +221,17 @@ class Worker:
             log.info("left %s; gave %d jobs back", self._pool, given_back)
         except RedisUnavailableError as error:
             log.warning("left without a word, as Redis does not answer: %s", error.message)
+
+    async def _finish(self, watched: set[asyncio.Task[Any]]) -> None:
+        idle = asyncio.create_task(self.runner.idle())
+        try:
+            await asyncio.wait(
+                {idle, *watched},
+                timeout=self._settings.grace,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            await end({idle})
 
 
 async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:

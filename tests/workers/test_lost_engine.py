@@ -63,15 +63,47 @@ async def test_jobs_go_on_elsewhere_while_an_engine_is_lost_and_it_comes_back(ho
     await house.until(alive(house), equal=2)
 
 
-async def test_a_worker_ends_with_its_reason_when_its_engine_is_dead(house, redis_url, read):
+async def test_an_engine_that_comes_back_while_its_worker_drains_does_not_join_again(
+    house, redis_url, read
+):
     engine = Mortal()
     settings = WorkerSettings(redis_url=redis_url, model_names=("m",), heartbeat_timeout=2.0)
-    worker = Worker(engine, settings)
-    running = asyncio.create_task(worker.run(asyncio.Event()))
+    stop = asyncio.Event()
+    running = asyncio.create_task(Worker(engine, settings).run(stop))
     await house.until(alive(house), equal=1)
     plane = await house.plane()
 
     async def disturb():
+        stop.set()
+        await house.until(lambda: house.redis.zcard("qs:{m}:free"), equal=0)
+        engine.lose()
+        engine.recover()
+        await asyncio.wait_for(running, 10)
+        assert await house.redis.zcard("qs:{m}:alive") == 0
+        await house.worker(FakeEngine(tick=0))
+
+    _, tokens, _ = await read(await plane.owner.open(house.job()), after=5, then=disturb)
+    assert len(tokens) == 40
+
+
+@pytest.mark.parametrize("draining", [False, True])
+async def test_a_worker_ends_with_its_reason_when_its_engine_is_dead(
+    house, redis_url, read, draining
+):
+    engine = Mortal()
+    settings = WorkerSettings(
+        redis_url=redis_url, model_names=("m",), heartbeat_timeout=2.0, grace=600.0
+    )
+    worker = Worker(engine, settings)
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop))
+    await house.until(alive(house), equal=1)
+    plane = await house.plane()
+
+    async def disturb():
+        if draining:
+            stop.set()
+            await house.until(lambda: house.redis.zcard("qs:{m}:free"), equal=0)
         engine.dead = True
         engine.lose()
         with pytest.raises(EngineDiedError, match="has ended"):
