@@ -56,7 +56,7 @@ class Node:
         self.name = name
         self.link = Link(f"{name}-redis", cluster.size.seed)
         self.wanted = True
-        # When it was hurt, until the next process in its place was there.
+        # When it was hurt; of an API server: until the next one in its place took connections.
         self.killed, self.told, self.stopped = Periods(), Periods(), Periods()
         self.unexpected: list[str] = []
         self._cluster = cluster
@@ -107,11 +107,6 @@ class Node:
             self._expected = True
         os.kill(self.pid, number)
         return True
-
-    def is_back(self) -> None:
-        """The next process is there: what had been done to the last one is over."""
-        self.killed.end()
-        self.told.end()
 
     def has_fallen(self) -> bool:
         """Whether the process has ended; an end that nobody caused is noted."""
@@ -168,7 +163,12 @@ class Api(Node):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.door.target), timeout=0.05).close()
                 self.starting = False
-                self.is_back()
+                self._is_back()
+
+    def _is_back(self) -> None:
+        """The next process is there: what had been done to the last one is over."""
+        self.killed.end()
+        self.told.end()
 
     def _words(self) -> list[str]:
         size = self._cluster.size
