@@ -19,7 +19,7 @@ from harness.report import Report
 from harness.wire import connected_socket, request_bytes
 
 _NEVER = 8  # clients that never read
-_SLOWLY = 3  # clients that read less than half as fast as their answers come
+_SLOWLY = 3  # clients that read about half as fast as their answers come
 _SIPS = 0.05  # seconds between two pieces that those take
 _SIPPED = 300  # tokens
 _OTHERS = 8
