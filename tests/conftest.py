@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ import hypothesis
 import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from queueserve.logs import Sparse
 from queueserve.queue import skips
@@ -129,3 +132,101 @@ def skipped():
     logging.getLogger().addHandler(handler)
     yield handler
     logging.getLogger().removeHandler(handler)
+
+
+# TLS
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """An authority, and what it has signed: for the server (127.0.0.1), for elsewhere, a client."""
+    home = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=home, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    for name, host in (("server", "IP:127.0.0.1"), ("other", "DNS:other"), ("client", "DNS:me")):
+        openssl(
+            *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
+            *("-subj", f"/CN={name}", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-addext", f"subjectAltName={host}", "-addext", "basicConstraints=CA:FALSE"),
+        )
+    return home
+
+
+@pytest.fixture(scope="session")
+def tls_binary() -> str:
+    """A server that has TLS of its own; the embedded one does not."""
+    found = os.environ.get("QUEUESERVE_TEST_REDIS") or shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no redis-server with TLS here; CI has one")
+    return found
+
+
+# Sentinel
+
+
+SENTINEL = """
+port {port}
+bind 127.0.0.1
+sentinel monitor main 127.0.0.1 {master} 2
+sentinel down-after-milliseconds main 1000
+sentinel failover-timeout main 4000
+"""
+
+
+async def _until(look) -> None:
+    """Wait until `look` gives something true; what is not up yet does not answer."""
+    async with asyncio.timeout(40):
+        while True:
+            with contextlib.suppress(OSError, KeyError, RedisError):
+                if await look():
+                    return
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def sentinels(start_redis, free_port, tmp_path):
+    """A master, its replica, and three sentinels: their ports, and the master's process."""
+    master = start_redis("--appendonly", "yes")
+    replica = start_redis("--replicaof", f"127.0.0.1 {master.port}", "--appendonly", "yes")
+    async with open_redis(f"redis://127.0.0.1:{master.port}") as asked:
+
+        async def replicates() -> bool:
+            return (await asked.info("replication"))["slave0"]["state"] == "online"
+
+        await _until(replicates)  # before the sentinels look, which is every ten seconds
+    ports, processes = [free_port() for _ in range(3)], []
+    for port in ports:
+        file = tmp_path / f"sentinel-{port}.conf"
+        file.write_text(SENTINEL.format(port=port, master=master.port))
+        command = [_wheel_binary(), str(file), "--sentinel"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        processes.append(subprocess.Popen(command, **quiet))  # noqa: ASYNC220 - it does not wait
+    yield SimpleNamespace(
+        ports=ports,
+        master=master.process,
+        master_port=master.port,
+        replica=replica.process,
+        replica_port=replica.port,
+    )
+    for process in processes:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture
+async def sentinel_url(sentinels):
+    """Ready to fail over: all three know each other, and the replica."""
+    for port in sentinels.ports:
+        async with open_redis(f"redis://127.0.0.1:{port}") as asked:
+
+            async def knows_all(asked=asked) -> bool:
+                state = (await asked.sentinel_masters())["main"]
+                return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
+
+            await _until(knows_all)
+    hosts = ",".join(f"127.0.0.1:{port}" for port in sentinels.ports)
+    return f"redis+sentinel://{hosts}/main/0"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import ssl
-import subprocess
 
 import pytest
 
@@ -120,25 +117,6 @@ def test_a_url_is_shown_without_its_password(url, text):
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """An authority, and what it has signed: for the server (127.0.0.1), for elsewhere, a client."""
-    home = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=home, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
-    for name, host in (("server", "IP:127.0.0.1"), ("other", "DNS:other"), ("client", "DNS:me")):
-        openssl(
-            *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-            *("-subj", f"/CN={name}", "-CA", "ca.pem", "-CAkey", "ca.key"),
-            *("-addext", f"subjectAltName={host}", "-addext", "basicConstraints=CA:FALSE"),
-        )
-    return home
-
-
 @pytest.fixture
 async def tls(redis_url, certificates):
     """A TLS end in front of the server, which wants a client's certificate."""
@@ -193,19 +171,14 @@ async def test_a_certificate_for_another_host_is_refused(tls, certificates):
     await refused(url, "certificate is not accepted")
 
 
-def tls_server() -> str | None:
-    return os.environ.get("QUEUESERVE_TEST_REDIS") or shutil.which("redis-server")
-
-
-@pytest.mark.skipif(tls_server() is None, reason="no redis-server with TLS here; CI has one")
-async def test_a_server_with_tls_of_its_own(start_redis, certificates, free_port):
+async def test_a_server_with_tls_of_its_own(start_redis, certificates, free_port, tls_binary):
     port = free_port()
     start_redis(
         *("--port", "0", "--tls-port", str(port)),
         *("--tls-cert-file", f"{certificates}/server.pem"),
         *("--tls-key-file", f"{certificates}/server.key"),
         *("--tls-ca-cert-file", f"{certificates}/ca.pem"),
-        binary=tls_server(),
+        binary=tls_binary,
     )
     ca = f"ssl_ca_certs={certificates}/ca.pem"
     await works(f"rediss://127.0.0.1:{port}/0?{ca}&{mine(certificates)}")
