@@ -47,7 +47,7 @@ class Sparse(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to write this record."""
-        if not record.__dict__.pop("sparse", False):
+        if not getattr(record, "sparse", False):
             return True
         place, now = (record.name, record.lineno), time.monotonic()
         last, held = self._seen.get(place, (-self._every, 0))
@@ -99,6 +99,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
     "fields",
     "level",
     "message",
+    "sparse",  # for the filter, of which each handler may have one
     "taskName",
 }
 

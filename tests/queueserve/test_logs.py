@@ -87,3 +87,13 @@ def test_what_anybody_can_send_is_logged_once_a_minute():
     assert [record.get("more") for record in passed(handler)] == [5, None, None, 1]
     plain = logging.LogRecord("n", logging.WARNING, "f", 1, "m", (), None)
     assert all(Sparse().filter(plain) for _ in range(3))
+
+
+def test_each_handler_with_the_filter_is_spared():
+    filters = [Sparse(), Sparse()]
+    heard = []
+    for _ in range(3):
+        record = logging.LogRecord("n", logging.WARNING, "f", 1, "m", (), None)
+        record.sparse = True
+        heard.append([one.filter(record) for one in filters])
+    assert heard == [[True, True], [False, False], [False, False]]
