@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from queueserve import __version__
 from queueserve.errors import ProtocolError, RedisUnavailableError
 from queueserve.protocol import ModelCard
 from queueserve.queue.clock import lease_clock
-from queueserve.queue.connection import open_blocking_redis
+from queueserve.queue.connection import of_another, open_blocking_redis
 from queueserve.queue.consumer import Beat, Claim, Consumer
 from queueserve.queue.directory import announce
 from queueserve.queue.functions import Functions
@@ -170,7 +171,10 @@ class Incarnation:
                 try:
                     await self._take(await consumer.claim(blocking), consumer)
                 except RedisUnavailableError as error:
-                    log.debug("claim: %s", error.message)
+                    if isinstance(error.__cause__, ResponseError) and of_another(error.__cause__):
+                        skip(log, "inbox", error.message)  # the jobs come with heartbeats
+                    else:
+                        log.debug("claim: %s", error.message)
                     await asyncio.sleep(_RETRY)
         finally:
             await blocking.aclose()

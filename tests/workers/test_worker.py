@@ -277,6 +277,19 @@ async def test_nonsense_on_every_channel_is_skipped(house, read, redis, skipped)
     skipped.assert_is(message=len(junk), control_message=len(junk), hint=len(junk))
 
 
+async def test_an_inbox_that_is_not_ours_is_skipped_and_its_jobs_come_with_heartbeats(
+    house, read, redis, skipped, monkeypatch
+):
+    monkeypatch.setattr("queueserve.queue.consumer._CLAIM_WAIT", 0.1)
+    await house.worker()
+    (worker,) = await redis.zrange("qs:{m}:alive", 0, -1)
+    await redis.set(f"qs:{{m}}:inbox:{worker.decode()}", "not ours")
+    plane = await house.plane()
+    assert len((await read(await plane.owner.open(house.job())))[1]) == 40
+    assert skipped.counts["inbox"] > 0
+    assert len([line for line in skipped.lines if "inbox" in line]) == 1
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_what_a_stranger_publishes_for_a_job_it_does_not_hold_is_dropped(
     house, read, redis, waits
