@@ -60,9 +60,24 @@ async def test_probes_are_logged_when_they_find_something_else(http, hand, caplo
         await http.get("/ready")
     assert [record.getMessage() for record in caplog.records] == [
         "not ready: No worker is registered.",
-        "ready again",
+        "ready",
         "not ready: No worker is registered.",
         "not ready: This server's reply channel is not subscribed.",
+    ]
+
+
+async def test_what_lacks_before_it_was_ready_once_is_no_warning(http, hand, caplog):
+    caplog.set_level("INFO", "queueserve")
+    models, hand.models = hand.models, []
+    await http.get("/ready")
+    hand.models = models
+    await http.get("/ready")
+    hand.models = []
+    await http.get("/ready")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "not ready: No worker is registered."),
+        ("INFO", "ready"),
+        ("WARNING", "not ready: No worker is registered."),
     ]
 
 
