@@ -182,10 +182,9 @@ def hand():
     return ByHand()
 
 
-@pytest.fixture
-async def http(hand):
-    """A client of the application alone, without a server and its connections: quick."""
-    app = create_app(ApiSettings(max_body_bytes=100_000), open_plane=hand.plane)
+@contextlib.asynccontextmanager
+async def _open_app(settings, plane):
+    app = create_app(settings, open_plane=plane)
     async with app.router.lifespan_context(app) as state:
 
         async def with_state(scope, receive, send):
@@ -194,6 +193,19 @@ async def http(hand):
         transport = httpx.ASGITransport(with_state)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
+
+
+@pytest.fixture
+def open_app():
+    """Opens a client of the application alone, without a server and its connections: quick."""
+    return _open_app
+
+
+@pytest.fixture
+async def http(hand, open_app):
+    """Such a client, of an application that takes small bodies."""
+    async with open_app(ApiSettings(max_body_bytes=100_000), hand.plane) as client:
+        yield client
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 
-from queueserve.api.app import create_app
 from queueserve.api.limits import MAX_IMAGE_BYTES, MAX_IMAGES
 from queueserve.protocol import ModelCard
 from queueserve.settings import ApiSettings
@@ -82,18 +80,11 @@ def seeing(hand):
 
 
 @pytest.fixture
-async def open_http(seeing):
+async def open_http(seeing, open_app):
     """A client of an application with an allowed host, and room for large images."""
     settings = ApiSettings(max_body_bytes=40_000_000, allowed_image_hosts=(HOST, "cdn.example:444"))
-    app = create_app(settings, open_plane=seeing.plane)
-    async with app.router.lifespan_context(app) as state:
-
-        async def with_state(scope, receive, send):
-            await app(scope | {"state": dict(state)}, receive, send)
-
-        transport = httpx.ASGITransport(with_state)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
+    async with open_app(settings, seeing.plane) as client:
+        yield client
 
 
 async def refused(client, asking, link: str) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-import httpx
 import pytest
 
-from queueserve.api.app import create_app
 from queueserve.api.limits import (
     MAX_CHARS,
     MAX_INPUT_CHARS,
@@ -57,18 +55,11 @@ TOO_LARGE = [
 
 
 @pytest.fixture
-async def roomy(hand):
+async def roomy(hand, open_app):
     """A client of an application that lets all of these bodies in."""
     hand.models = [replace(card, tasks=get_args(JobKind)) for card in hand.models]
-    app = create_app(ApiSettings(max_body_bytes=2**30), open_plane=hand.plane)
-    async with app.router.lifespan_context(app) as state:
-
-        async def with_state(scope, receive, send):
-            await app(scope | {"state": dict(state)}, receive, send)
-
-        transport = httpx.ASGITransport(with_state)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
+    async with open_app(ApiSettings(max_body_bytes=2**30), hand.plane) as client:
+        yield client
 
 
 @pytest.mark.parametrize("path, body, param", TOO_LARGE)
