@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ import httpx
 import orjson
 
 from queueserve.errors import EngineError, QueueServeError, WorkerLostError
-from queueserve.protocol import FinishReason, Job
+from queueserve.protocol import FinishReason
 from queueserve.queue.tasks import Tasks
 from workers.engines.base import EngineInfo, Output, Sequence, Sink
 from workers.engines.openai_answer import DIALECT, Answer, EventReader
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds; so long an answer may wait for a connection, too
 _TRIES = 3  # of a request that brings nothing, as on a connection that the server has just closed
-_LINGER = 2.0  # seconds that an answer's connection may stay open after its end
+_LINGER = 2.0  # seconds for what comes after the finish, and then for the connection to end
 _MAX_ERROR = 64 * 1024  # bytes of a refusal that are read
 _OK = 200
 
@@ -179,7 +179,7 @@ class OpenAIEngine:
         for _ in range(_TRIES):
             answer = Answer(job)
             try:
-                await self._relay(sequence.id, job, path, body, answer)
+                await self._relay(sequence.id, path, body, answer, timeout=job.timeout)
             except httpx.HTTPError as error:
                 if not self._is_ours(sequence.id):
                     return None  # it has ended, and only the connection broke afterwards
@@ -193,32 +193,46 @@ class OpenAIEngine:
         return EngineError("The server of this model does not answer.")
 
     async def _relay(
-        self, sequence_id: str, job: Job, path: str, body: dict[str, Any], answer: Answer
+        self, sequence_id: str, path: str, body: dict[str, Any], answer: Answer, *, timeout: float
     ) -> None:
-        reader = EventReader()
         async with self._client.stream(
             "POST",
             path,
             content=orjson.dumps(body),
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(_CONNECT, read=job.timeout),  # the job ends before that
+            timeout=httpx.Timeout(_CONNECT, read=timeout),  # the job ends before that
         ) as response:
             if response.status_code != _OK:
                 raise refusal(response.status_code, read(await _body(response)))
             stream = response.aiter_bytes()
-            async for data in stream:
-                at, pieces = answer.count, []
-                for event in reader.feed(data):
-                    pieces += answer.take(event)
-                if pieces:
-                    self._give(sequence_id, at, pieces)
-                if reader.done:
-                    break
+            with contextlib.suppress(TimeoutError):
+                await self._read(sequence_id, stream, answer)
             self._end(sequence_id, answer)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER):
                     async for _ in stream:  # read to its end, the connection can be used again
                         pass
+
+    async def _read(self, sequence_id: str, stream: AsyncIterator[bytes], answer: Answer) -> None:
+        """Give out an answer to its end. Raises TimeoutError when its finish was not the last."""
+        reader = EventReader()
+        async with asyncio.timeout(None) as patience:
+            async for data in stream:
+                self._take(sequence_id, answer, reader.feed(data))
+                if reader.done:
+                    return
+                if answer.finish is not None and patience.when() is None:
+                    # Its usage may follow; some servers neither say that nothing does, nor close.
+                    patience.reschedule(asyncio.get_running_loop().time() + _LINGER)
+            whole = reader.end()
+            self._take(sequence_id, answer, whole)
+            if whole and answer.finish is None:
+                raise EngineError("The server of this model sent something that is no answer.")
+
+    def _take(self, sequence_id: str, answer: Answer, events: Iterable[Mapping[str, Any]]) -> None:
+        at = answer.count
+        if pieces := [piece for event in events for piece in answer.take(event)]:
+            self._give(sequence_id, at, pieces)
 
     def _end(self, sequence_id: str, answer: Answer) -> None:
         if answer.finish is None:

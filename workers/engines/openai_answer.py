@@ -22,23 +22,40 @@ DIALECT = (
 """A chat template for the choice of parsers."""
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes
+_SHOWN = 200  # bytes of what cannot be read
 _DONE = b"[DONE]"
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""What a line of server-sent events begins with."""
 
 
 class EventReader:
-    """Server-sent events out of bytes: one JSON object in each `data` line."""
+    """Server-sent events out of bytes: one JSON object in each `data` line.
+
+    A server that ignores `stream` sends one JSON object instead, which is one event at the end.
+    """
 
     def __init__(self) -> None:
         self.done = False  # the server has said that no event follows
+        self.streams: bool | None = None  # whether events come; None while that is not known
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Mapping[str, Any]]:
         """Return the events that `data` completes. Raises EngineError for what is none."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest += data
         if len(self._rest) > _MAX_LINE:
             raise EngineError("The server of this model sent a line without an end.")
+        if self.streams is None and b"\n" in (begun := self._rest.lstrip()):
+            self.streams = begun.startswith(_FIELDS)
+        if not self.streams:
+            return []
+        *lines, self._rest = self._rest.split(b"\n")
         texts = (line[5:].strip() for line in lines if line.startswith(b"data:"))
         return [self._event(text) for text in texts if not self._ends(text)]
+
+    def end(self) -> list[Mapping[str, Any]]:
+        """Return what has come instead of events. Raises EngineError if that is no JSON object."""
+        whole = b"" if self.streams else self._rest.strip()
+        return [self._event(whole)] if whole and not whole.startswith(_FIELDS) else []
 
     def _ends(self, text: bytes) -> bool:
         self.done = self.done or text == _DONE
@@ -51,7 +68,8 @@ class EventReader:
         except orjson.JSONDecodeError:
             event = None
         if not isinstance(event, dict):
-            raise EngineError("The server of this model sent an event that is no JSON object.")
+            begins = text[:_SHOWN].decode(errors="replace")
+            raise EngineError(f"The server of this model sent no JSON object, but: {begins}")
         return event
 
 
@@ -66,7 +84,7 @@ class _Calls:
     def feed(self, call: Mapping[str, Any]) -> str:
         """Return the text of a part of a call."""
         function = call.get("function") or {}
-        index, name = call.get("index", 0), call.get("id")
+        index, name = call["index"], call.get("id")
         text = ""
         if self._open is None or index != self._open[0] or (name and name != self._open[1]):
             between = (", " if self._listed else "\n") if self._open else "[" * self._listed
@@ -137,12 +155,12 @@ class Answer:
         return [closing] * bool(closing) + [""] * max(0, missing - bool(closing))
 
     def _choice(self, choice: Mapping[str, Any]) -> str:
-        delta = choice.get("delta") or {}
+        delta = choice.get("delta") or choice.get("message") or {}  # the latter: not streamed
         text = choice.get("text") or self._thought(delta)
         if not self._must_call:  # servers that do not bind calls to come are found out at the end
             text += self._said(delta.get("content") or delta.get("refusal") or "")
-        for call in delta.get("tool_calls") or ():
-            text += self._said(self._calls.feed(call))
+        for at, call in enumerate(delta.get("tool_calls") or ()):
+            text += self._said(self._calls.feed({"index": at} | call))
         if reason := choice.get("finish_reason"):
             self.finish = "length" if reason == "length" else "stop"
             hit = choice.get("stop_reason") or choice.get("matched_stop")

@@ -31,6 +31,10 @@ def delta(reason=None, **fields):
     return {"choices": [{"delta": fields, "finish_reason": reason}]}
 
 
+def whole(reason=None, **fields):
+    return {"choices": [{"message": fields, "finish_reason": reason}]}
+
+
 def call(index, name=None, arguments=None, call_id=None):
     function = {"name": name, "arguments": arguments}
     return {"index": index, "id": call_id, "function": function}
@@ -117,6 +121,15 @@ def test_the_servers_count_of_tokens_counts_within_a_bound():
     assert answer.end(most=100) == ["", "", ""]
     assert answer.end(most=2) == ["", ""]
     assert answer.prompt_tokens == 7
+
+
+def test_an_answer_in_one_piece_has_all_of_it():
+    calls = [{"function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "g"}}]
+    message = {"reasoning_content": "Well.", "content": "Here.", "tool_calls": calls}
+    pieces = parsed(written([whole("tool_calls", **message)]))
+    assert text_in(pieces, Reasoning) == "Well."
+    assert text_in(pieces, Content).strip() == "Here."
+    assert calls_in(pieces) == [("f", {}), ("g", {})]
 
 
 def test_events_are_read_wherever_their_bytes_are_cut():

@@ -11,7 +11,7 @@ import pytest
 from queueserve.errors import EngineError
 from queueserve.protocol import Constraint, Job, Sampling
 from workers.adapters import EngineOptions, ModelSource, make_engine
-from workers.engines import openai_health
+from workers.engines import openai, openai_health
 from workers.engines.base import Sequence
 from workers.engines.openai import OpenAIEngine
 
@@ -27,6 +27,7 @@ class Scripted:
     def __init__(self):
         self.list = (200, LISTED)
         self.answer = ""
+        self.asked = 0  # times that an answer was
         self.stays = False  # the connection, after an answer
         self.gone = asyncio.Event()  # whoever asked has closed a connection that stayed
         self.trickles = False  # its list
@@ -38,6 +39,7 @@ class Scripted:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             asked = head.startswith("post")
+            self.asked += asked
             if asked:
                 await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
             status, body = (200, self.answer) if asked else self.list[:2]
@@ -119,6 +121,54 @@ async def test_a_connection_that_stays_open_after_an_answer_is_closed(server, en
     assert outputs[-1].finish == "stop"
     async with asyncio.timeout(BOUND):
         await server.gone.wait()
+
+
+async def test_a_server_that_says_no_more_after_its_finish_holds_no_slot(
+    server, engine, monkeypatch
+):
+    monkeypatch.setattr(openai, "_LINGER", 0.1)
+    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    server.answer = events(SAID, usage).removesuffix("data: [DONE]\n\n")
+    server.stays = True
+    outputs = await outcome(engine)
+    assert (outputs[-1].finish, outputs[-1].prompt_tokens) == ("stop", 7)
+    assert sum(len(output.tokens) for output in outputs) == 3
+    async with asyncio.timeout(BOUND):
+        await server.gone.wait()
+
+
+# Servers that do not stream
+
+WHOLE = {
+    "choices": [{"message": {"role": "assistant", "content": "No."}, "finish_reason": "length"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+async def test_an_answer_in_one_piece_is_taken_as_it_is(server, engine, indent):
+    server.answer = json.dumps(WHOLE, indent=indent)
+    outputs = await outcome(engine)
+    assert (outputs[-1].finish, outputs[-1].prompt_tokens) == ("length", 7)
+    assert sum(len(output.tokens) for output in outputs) == 3
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize(
+    "answer, says",
+    [
+        ("<html>\n<h1>Welcome</h1>", "sent no JSON object, but: <html>"),
+        ("Welcome", "sent no JSON object, but: Welcome"),
+        ('{"message": {"content": "No."}, "done": true}', "something that is no answer"),
+        ('{"error": {"message": "out of memory"}}', "out of memory"),
+    ],
+)
+async def test_what_is_no_answer_is_told_and_not_asked_for_again(server, engine, answer, says):
+    server.answer = answer
+    [last] = await outcome(engine)
+    assert isinstance(last.error, EngineError)
+    assert says in last.error.message
+    assert server.asked == 1
 
 
 # Its list of models
