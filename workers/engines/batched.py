@@ -21,7 +21,7 @@ from queueserve.errors import (
     QueueServeError,
 )
 from queueserve.queue.tasks import Tasks
-from workers.engines.base import EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
 from workers.engines.grammar import Grammars, Matcher
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,10 @@ class Batcher(Protocol):
 
 
 class BatchedEngine:
-    """Satisfies `workers.engines.base.Engine`, but for `start`, which must set what is missing."""
+    """Satisfies `workers.engines.base.Engine`, but for `start`, which must set what is missing.
+
+    And `Fallible`: a batcher that can run nothing any more calls `_died`.
+    """
 
     info: EngineInfo
     tokenizer: Tokenizer
@@ -75,6 +78,8 @@ class BatchedEngine:
         self._ends: frozenset[int] = frozenset()
         self._vocabulary = range(0)
         self._tasks = Tasks()
+        self._death = asyncio.Event()
+        self._cause = ""
 
     def _ready(self, batcher: Batcher) -> bool:
         """Take a batcher that runs; False, and it is stopped, if nobody waits for it any more."""
@@ -158,6 +163,14 @@ class BatchedEngine:
         if key is not None and self._batcher is not None:
             self._batcher.cancel(key)
 
+    async def lost(self) -> str:
+        """Satisfies `workers.engines.base.Fallible`: only a new process can help."""
+        await self._death.wait()
+        raise EngineDiedError(self._cause)
+
+    async def back(self) -> None:
+        """Satisfies `workers.engines.base.Fallible`: what has died stays dead."""
+
     async def close(self) -> None:
         """Satisfies `workers.engines.base.Engine`."""
         self._closed = True
@@ -167,7 +180,7 @@ class BatchedEngine:
         if batcher is not None:
             await asyncio.to_thread(batcher.stop, _CLOSE_WITHIN)
 
-    # These two are called in the batcher's thread.
+    # These three are called in the batcher's thread.
 
     def _count_step(self) -> None:
         self.steps += 1
@@ -175,6 +188,11 @@ class BatchedEngine:
     def _post(self, steps: list[Step]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._emit, steps)
+
+    def _died(self, cause: str) -> None:
+        self._cause = cause
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._death.set)
 
     def _emit(self, steps: list[Step]) -> None:
         outputs = []

@@ -67,7 +67,7 @@ class MlxEngine(BatchedEngine):
             slots=self._slots,
             context=self._context_length,
         )
-        batcher = MlxBatcher(make, self._post, self._count_step)
+        batcher = MlxBatcher(make, self._post, self._count_step, self._died)
         loaded = batcher.start()
         if not self._ready(batcher):
             return

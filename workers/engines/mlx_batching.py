@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import LRUPromptCache
 
 from queueserve.errors import EngineError
 from queueserve.protocol import TokenLogprob
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Generator: TypeAlias = Any  # a BatchGenerator: mlx-lm is not followed by mypy
 
+_MODEL = "model"  # what mlx-lm's store of prefixes has several of
+_PREFIXES = 64  # sequences that have ended and are kept there, at most
 _PREFILL = 256  # tokens of a prompt in one step: so long others wait for their next token
 
 
@@ -39,13 +42,15 @@ class _Request:
     matcher: Matcher | None
     drawing: Drawing | None = None  # once it runs
     scored: tuple[TokenLogprob, ...] | None = None  # its prompt, until that is sent
+    cached: int | None = None  # tokens of its prompt that were in the cache, until that is sent
 
 
 class MlxBatcher:
     """Satisfies `workers.engines.batched.Batcher`. The model lives in its thread only.
 
     `post` is called in the thread, once a step, with what the step gave to all requests that moved;
-    `on_step` before every step. Both must not block.
+    `on_step` before every step; `died`, with the reason, if nothing can run any more. None of them
+    may block.
     """
 
     def __init__(
@@ -53,10 +58,12 @@ class MlxBatcher:
         load: Callable[[], Loaded],
         post: Callable[[list[Step]], None],
         on_step: Callable[[], None],
+        died: Callable[[str], None],
     ) -> None:
         self._load = load
         self._post = post
         self._on_step = on_step
+        self._died = died
         self._moved = threading.Condition()  # guards the next three
         self._new: deque[_Request] = deque()
         self._cancelled: set[str] = set()
@@ -104,23 +111,31 @@ class MlxBatcher:
     def _run(self) -> None:
         try:
             self._loaded = self._load()
+            self._prefixes = LRUPromptCache(_PREFIXES, self._loaded.spare)
             self._generator = self._new_generator()
         except BaseException as error:  # noqa: BLE001 - raised again by `start`
             self._ready.set_exception(error)
             return
         self._ready.set_result(self._loaded)
-        while self._next():
-            self._on_step()
-            try:
-                self._forget()
-                self._fill()
-                self._step()
-            except Exception as error:  # mlx raises what it likes, where memory ends above all
-                log.exception("a batch failed")
-                self._fail(error)
-        self._generator.close()
-        del self._generator, self._loaded
+        try:
+            while self._next():
+                self._turn()
+            self._generator.close()
+        except Exception as error:
+            log.exception("mlx-lm cannot go on")
+            self._died(f"mlx-lm cannot go on after an error: {error}")
+        del self._generator, self._prefixes, self._loaded
         mx.clear_cache()
+
+    def _turn(self) -> None:
+        self._on_step()
+        try:
+            self._forget()
+            self._fill()
+            self._step()
+        except Exception as error:  # mlx raises what it likes, where memory ends above all
+            log.exception("a batch failed")
+            self._fail(error)
 
     def _new_generator(self) -> Generator:
         slots = self._loaded.slots
@@ -186,8 +201,16 @@ class MlxBatcher:
                 request.matcher,
                 vocabulary=self._loaded.vocabulary,
             )
+        prompt = request.sequence.prompt
+        tokens = [*prompt, *request.sequence.generated]
+        # The last token is always computed: what follows it is not in the cache.
+        cache, rest = self._prefixes.fetch_nearest_cache(_MODEL, tokens[:-1])
+        known = len(tokens) - 1 - len(rest)
+        request.cached = min(known, len(prompt))
         [number] = self._generator.insert(
-            [[*request.sequence.prompt, *request.sequence.generated]],
+            [tokens[known:]],
+            caches=[cache],
+            all_tokens=[tokens[:known]],
             max_tokens=[request.max_new],
             samplers=[None if drawing.plain else drawing.draw],
             logits_processors=[[] if drawing.plain else [drawing.process]],
@@ -205,6 +228,7 @@ class MlxBatcher:
         for response, (_, output) in zip(responses, steps, strict=True):  # all of them are told
             if response.finish_reason is not None:
                 del self._running[response.uid]
+                self._prefixes.insert_cache(_MODEL, response.all_tokens, response.prompt_cache)
             elif output.error is not None:
                 self._remove([response.uid])
 
@@ -218,11 +242,13 @@ class MlxBatcher:
         logprobs = (drawing.told(),) if wants else None
         stopped = response.finish_reason == "stop"
         scored, request.scored = request.scored, None
+        cached, request.cached = request.cached, None
         return request.key, Output(
             request.sequence.id,
             () if stopped else (response.token,),
             None if stopped else logprobs,
             response.finish_reason,
+            cached_tokens=cached,
             prompt_logprobs=scored,
         )
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx_lm
@@ -27,6 +27,14 @@ _UNKNOWN_CONTEXT = 2048  # tokens, for models without a fixed number of position
 _CHUNK = 256  # tokens whose scores are computed at a time
 
 
+class Size(NamedTuple):
+    """How much runs at once."""
+
+    slots: int
+    context: int  # tokens of a sequence
+    spare: int  # bytes of memory that are left when all slots are full
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready to run."""
@@ -38,6 +46,7 @@ class Loaded:
     fingerprint: str
     slots: int
     context: int
+    spare: int  # bytes of memory for the caches of sequences that have ended
 
 
 def load(
@@ -62,8 +71,9 @@ def load(
         ends=frozenset(tokenizer.eos_token_ids),
         vocabulary=int(text["vocab_size"]),
         fingerprint=fingerprint(checkpoint_files(directory), dtype),
-        slots=size[0],
-        context=size[1],
+        slots=size.slots,
+        context=size.context,
+        spare=size.spare,
     )
 
 
@@ -79,8 +89,8 @@ def _bytes_of(model: Model) -> int:
 
 def sizes(
     config: Mapping[str, Any], *, weights: int, dtype: str, slots: int | None, context: int | None
-) -> tuple[int, int]:
-    """Return slots, and tokens for each: the wanted ones, or what the memory holds.
+) -> Size:
+    """Return the wanted slots and tokens for each, or what the memory holds.
 
     `config` is that of the language model, `weights` are its bytes. Raises EngineError where not
     even one sequence of the wanted length fits.
@@ -98,7 +108,8 @@ def sizes(
             f"no memory for a context of {context or 1} tokens beside the model's weights"
         )
     length = context or min(trained, memory // token)
-    return slots or max(1, min(_MOST_SLOTS[on_gpu], memory // (token * length))), length
+    count = slots or max(1, min(_MOST_SLOTS[on_gpu], memory // (token * length)))
+    return Size(count, length, max(0, memory - count * token * length))
 
 
 def _memory(weights: int) -> tuple[bool, int]:

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from queueserve.errors import EngineError
+from workers.engines.base import EngineDiedError, Fallible
 from workers.engines.mlx import MlxEngine
 
 pytest.importorskip("mlx_lm")
@@ -32,14 +33,15 @@ async def run(make_run, tiny_llama):
 
 
 def test_slots_and_context_are_what_was_asked_for_or_what_the_memory_holds():
-    assert sizes(SHAPE, weights=0, dtype="auto", slots=None, context=None) == (8, 1000)
-    assert sizes(SHAPE, weights=0, dtype="auto", slots=3, context=50) == (3, 50)
+    assert sizes(SHAPE, weights=0, dtype="auto", slots=None, context=None)[:2] == (8, 1000)
+    assert sizes(SHAPE, weights=0, dtype="auto", slots=3, context=50)[:2] == (3, 50)
     with pytest.raises(EngineError, match="was made for 1000"):
         sizes(SHAPE, weights=0, dtype="auto", slots=None, context=1001)
     vast = SHAPE | {"max_position_embeddings": 1 << 40}
-    slots, context = sizes(vast, weights=0, dtype="auto", slots=None, context=None)
+    slots, context, spare = sizes(vast, weights=0, dtype="auto", slots=None, context=None)
     assert slots == 1
     assert context < 1 << 40
+    assert spare < SHAPE["hidden_size"] * SHAPE["num_hidden_layers"]  # less than a token takes
     with pytest.raises(EngineError, match="no memory for a context"):
         sizes(vast, weights=0, dtype="auto", slots=None, context=1 << 39)
 
@@ -57,6 +59,36 @@ async def test_a_checkpoint_that_cannot_be_loaded_says_so(tmp_path, tiny_llama):
 async def test_an_unknown_dtype_is_refused(tiny_llama):
     with pytest.raises(EngineError, match="knows no --dtype int3"):
         await MlxEngine(str(tiny_llama), dtype="int3").start(lambda _: None)
+
+
+async def test_what_a_sequence_before_had_of_a_prompt_is_not_computed_again(run):
+    prompt, other = tuple(range(1, 60)), (*range(1, 40), 7, 7, 7)
+    first = await run.generate(prompt, max_tokens=6, ignore_eos=True)
+    assert first.cached_tokens == 0
+    again, forked = await asyncio.gather(
+        run.generate(prompt, max_tokens=6, ignore_eos=True),
+        run.generate(other, max_tokens=6, ignore_eos=True),
+    )
+    assert (again.cached_tokens, forked.cached_tokens) == (57, 39)
+    assert again.tokens == first.tokens
+    alone = await run.generate((3, *other), max_tokens=1)
+    assert alone.cached_tokens == 0
+    taken_over = await run.generate(prompt, first.tokens[:4], max_tokens=6, ignore_eos=True)
+    assert taken_over.tokens == first.tokens[4:]
+    assert taken_over.cached_tokens == len(prompt)
+
+
+async def test_what_was_kept_of_a_fork_is_what_would_be_computed(make_run, run, tiny_llama):
+    other = (*range(1, 40), 7, 7, 7)
+    await run.generate(tuple(range(1, 60)), max_tokens=6, ignore_eos=True)
+    forked = await run.generate(other, max_tokens=12, ignore_eos=True, logprobs=0)
+    fresh = await make_run(MlxEngine(str(tiny_llama), slots=1, dtype="float32")).start()
+    whole = await fresh.generate(other, max_tokens=12, ignore_eos=True, logprobs=0)
+    await fresh.engine.close()
+    assert (forked.cached_tokens, whole.cached_tokens) == (39, 0)
+    assert forked.tokens == whole.tokens
+    for one, same in zip(forked.logprobs, whole.logprobs, strict=True):
+        assert one.logprob == pytest.approx(same.logprob, abs=1e-3)
 
 
 async def test_a_batch_that_breaks_is_an_error_and_the_next_one_runs(run, monkeypatch):
@@ -113,3 +145,17 @@ async def test_an_abort_that_breaks_ends_all_that_run_and_not_the_engine(run, mo
         run.engine.abort(one)
         assert (await run.end(other)).error
         assert len((await run.generate((1, 2, 3), max_tokens=4, ignore_eos=True)).tokens) == 4
+
+
+async def test_an_engine_that_cannot_go_on_after_an_error_says_so_at_once(run, monkeypatch):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    batcher = run.engine._batcher
+    monkeypatch.setattr(batcher._generator, "next", broken)
+    monkeypatch.setattr(batcher, "_new_generator", broken)
+    assert isinstance(run.engine, Fallible)
+    async with asyncio.timeout(BOUND):
+        assert (await run.generate((1, 2, 3), max_tokens=4)).error
+        with pytest.raises(EngineDiedError, match="out of memory"):
+            await run.engine.lost()
