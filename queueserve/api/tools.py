@@ -15,7 +15,7 @@ import orjson
 from queueserve.api.constraints import json_schema
 from queueserve.api.json_schemas import closed, placed
 from queueserve.api.limits import MAX_DEPTH
-from queueserve.api.parsers import REASONING, TOOLS, Parser, make_parser
+from queueserve.api.parsers import CALLS, REASONING, TOOLS, Parser, make_parser
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.schemas.tools import AllowedTools, Function, FunctionName, NamedTool
 from queueserve.api.schemas.values import is_deep
@@ -141,7 +141,8 @@ def parsing_of(
     tools = card.tool_parser if offer.functions else None
     reasoning = card.reasoning_parser if card.reasoning_parser in REASONING else None
     if constraint is not None:
-        tools, reasoning = ("json" if offer.is_bound(constraint) else None), None
+        bound = CALLS if offer.required else "json"
+        tools, reasoning = (bound if offer.is_bound(constraint) else None), None
     names = tuple(function.name for function in offer.functions)
     return Parsing(tools, reasoning, names, offer.parallel, legacy=bool(request.functions))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from queueserve.api.parsers.dialects import Hermes, Json, Llama3, Mistral, ToolParser
+from queueserve.api.parsers.dialects import Calls, Hermes, Json, Llama3, Mistral, ToolParser
 from queueserve.api.parsers.pieces import Arguments, Call, Content, Parser, Piece, Reasoning, joined
 from queueserve.api.parsers.reasoning import ReasoningParser, Tags
 
 __all__ = [
+    "CALLS",
     "REASONING",
     "TOOLS",
     "Arguments",
@@ -29,6 +30,9 @@ TOOLS: Mapping[str, type[ToolParser]] = {
     "mistral": Mistral,
 }
 """By the `tool_parser` of a model card."""
+
+CALLS = "calls"
+"""The parser of output that is bound to be calls, whatever dialect the model speaks."""
 
 REASONING: Mapping[str, Tags] = {
     "think": Tags("<think>", "</think>"),
@@ -87,11 +91,14 @@ def make_parser(
 ) -> Parser:
     """Return a new parser, for one output.
 
-    `tools` and `reasoning` are keys of the tables here, None where there is nothing to find;
-    `names` are the tools that may be called, and without `parallel` only the first call counts.
+    `tools` and `reasoning` are keys of the tables here, None where there is nothing to find, or
+    `tools` is CALLS; `names` are the tools that may be called, and without `parallel` only the
+    first call counts.
     Raises KeyError for a parser that is not there.
     """
-    parser: Parser = Plain() if tools is None else TOOLS[tools](frozenset(names))
+    parser: Parser = Plain()
+    if tools is not None:
+        parser = (Calls if tools == CALLS else TOOLS[tools])(frozenset(names))
     if tools is not None and not parallel:
         parser = OneCall(parser)
     return parser if reasoning is None else ReasoningParser(REASONING[reasoning], parser)

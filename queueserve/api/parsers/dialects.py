@@ -6,6 +6,7 @@
     mistral  [TOOL_CALLS] [{"name": "f", "arguments": {…}}, …], and the newer form
              [TOOL_CALLS]f[ARGS]{…}, once a call
     json     the objects of hermes or llama3, or a list of them, as the whole answer, perhaps fenced
+    calls    json of output that is bound to be calls
 
 Sources: the chat templates of NousResearch/Hermes-3, Qwen/Qwen3, meta-llama/Llama-3.1 and
 mistralai/Mistral-Small-3.2, which write earlier calls as the model is to write the next.
@@ -131,7 +132,7 @@ class Mistral(ToolParser):
 
 
 class Json(ToolParser):
-    """Models without a dialect of their own, and output that is bound to be calls."""
+    """Models without a dialect of their own, and output that may be calls or an answer in JSON."""
 
     def _parse(self) -> Reading[None]:
         source = self._source
@@ -150,3 +151,14 @@ class Json(ToolParser):
         except MalformedError:
             self._as_content()
         yield from self._rest()
+
+
+class Calls(Json):
+    """Output that is bound to be calls: it has no content, whatever it breaks off in."""
+
+    def _as_content(self) -> None:
+        """Leave out the beginning of a call that did not come to its arguments."""
+        if self._source.ended:
+            self._source.forget()
+        else:
+            super()._as_content()

@@ -49,6 +49,11 @@ class Source:
         self._final = True
 
     @property
+    def ended(self) -> bool:
+        """Whether everything was read and nothing follows."""
+        return self._final and self._at == len(self._text)
+
+    @property
     def position(self) -> int:
         """Characters read so far."""
         return self._dropped + self._at

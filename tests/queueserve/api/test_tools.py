@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from queueserve.api.jobs import Identity, chat_jobs
+from queueserve.api.parsers import CALLS
 from queueserve.api.schemas.chat import ChatCompletionRequest
 from queueserve.api.tools import MAX_BOUND_CALLS, parsing_of
 from queueserve.protocol import ModelCard
@@ -171,6 +172,38 @@ async def test_a_call_that_breaks_off_at_the_limit_says_so(by_hand):
     assert answer.choices[0].message.tool_calls[0].function.arguments.startswith('{"city": "Par')
 
 
+BOUND = '[{"name": "get_weather", "arguments": {"city": "Paris"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "said,names",
+    [
+        ("[", []),
+        ('[{"na', []),
+        ('[{"name": "get_w', []),
+        ('[{"name": "get_weather", "argum', []),
+        (BOUND, ["get_weather"]),
+        (BOUND + ", ", ["get_weather"]),
+        (BOUND + ', {"name": "ad', ["get_weather"]),
+    ],
+)
+async def test_the_beginning_of_a_call_that_must_come_is_no_content(by_hand, said, names, stream):
+    fields = {"tool_choice": "required", "parallel_tool_calls": True, "stream": stream}
+    got = await ask(by_hand, *said, reason="length", **fields)
+    choices = [part.choices[0] for part in (got if stream else [got])]
+    parts = [choice.delta if stream else choice.message for choice in choices]
+    assert not any(part.content for part in parts)
+    calls = [made.function.name for part in parts for made in part.tool_calls or ()]
+    assert [name for name in calls if name] == names
+    assert choices[-1].finish_reason == "length"
+
+
+async def test_the_beginning_of_a_call_that_may_be_an_answer_stays_content(by_hand):
+    answer = await ask(by_hand, '{"na', reason="length", response_format={"type": "json_object"})
+    assert answer.choices[0].message.content == '{"na'
+
+
 async def test_without_parallel_calls_only_the_first_one_counts(by_hand):
     answer = await ask(by_hand, call(), call("add", "{}"), parallel_tool_calls=False)
     assert [made.function.name for made in answer.choices[0].message.tool_calls] == ["get_weather"]
@@ -310,7 +343,7 @@ def test_a_model_without_a_dialect_must_call_once_unless_more_are_asked_for():
 def test_a_bound_output_is_json_whatever_the_model_speaks():
     wanted = request(tool_choice="required")
     parsing = parsing_of(wanted, CARD, job(tool_choice="required").constraint)
-    assert (parsing.tools, parsing.reasoning) == ("json", None)
+    assert (parsing.tools, parsing.reasoning) == (CALLS, None)
     assert parsing.names == ("get_weather", "add")
 
 
@@ -465,7 +498,7 @@ def test_beside_a_call_that_must_come_an_answers_form_has_nothing_to_bind(choice
     fields = {"tool_choice": choice}
     constraint = job(response_format=wanted, **fields).constraint
     assert constraint == job(**fields).constraint
-    assert parsing_of(request(response_format=wanted, **fields), CARD, constraint).tools == "json"
+    assert parsing_of(request(response_format=wanted, **fields), CARD, constraint).tools == CALLS
 
 
 @pytest.mark.parametrize("fields", [{"guided_regex": "a+"}, {"guided_choice": ["a", "b"]}])

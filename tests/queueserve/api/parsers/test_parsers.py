@@ -152,6 +152,15 @@ CASES = {
         (f"{AS_JSON['add']}\n{{}}", [*calls(ADD), Content("\n{}")]),
         (" 3", [Content(" 3")]),
     ],
+    "calls": [
+        (f"[{AS_JSON['add']}, {AS_JSON['get_weather']}]", calls(ADD, WEATHER)),
+        ('[{"name": "ad', []),
+        (f'[{AS_JSON["add"]}, {{"name"', calls(ADD)),
+        ('{"name": "add", "arguments": {"a": "x', [Call("add"), Arguments('{"a": "x')]),
+        # What is no call although the output was bound is not lost.
+        ("I cannot", [Content("I cannot")]),
+        (f"[{AS_JSON['add']}, oops]", [*calls(ADD), Content(", oops]")]),
+    ],
 }
 FLAT = [(tools, *case) for tools, cases in CASES.items() for case in cases]
 
@@ -162,6 +171,12 @@ def test_a_dialect_whole_by_character_and_in_every_two_parts(tools, text, expect
     assert parse(*text, tools=tools) == expected
     for at in range(min(len(text), 300)):
         assert parse(text[:at], text[at:], tools=tools) == expected
+
+
+def test_output_that_is_bound_to_be_calls_has_no_content_wherever_it_is_cut():
+    text = f"[{AS_JSON['add']}, {AS_JSON['get_weather']}]"
+    cuts = [parse(text[:at], tools="calls") for at in range(len(text))]
+    assert {type(piece) for pieces in cuts for piece in pieces} == {Call, Arguments}
 
 
 @pytest.mark.parametrize("reasoning", REASONING)
