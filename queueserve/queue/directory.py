@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from redis.asyncio import Redis
 
-from queueserve.encoding import decode_card, encode
+from queueserve.encoding import MAX_CARD, decode_card, encode
 from queueserve.errors import ModelNotFoundError, ProtocolError
 from queueserve.protocol import ModelCard
 from queueserve.queue.connection import translated
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 KNOWN_FOR = 3600
 """Seconds for which a model is known after its last worker; requests for it wait for another."""
+MAX_NAMES = 1000
+"""Cards of one pool: one with more has not been written by its workers."""
 _KEY_TTL = 7 * 86400
 _FRESH = 1.0  # seconds for which an API server believes its copy
 
@@ -65,28 +68,54 @@ async def _read(redis: Redis, keys: Keys, *, renew: bool = False) -> list[ModelC
     `renew` it.
     """
     with translated():
-        async with (
-            asyncio.timeout(CALL_TIMEOUT),
-            redis.pipeline(transaction=False) as pipe,
-        ):
-            names = await redis.smembers(keys.pools)  # type: ignore[misc]
-            pools = [name.decode(errors="replace") for name in names]
-            for pool in pools:
-                pipe.hgetall(keys.pool(pool).cards)
-            if renew:
-                pipe.expire(keys.pools, _KEY_TTL)
-            answers = await pipe.execute(raise_on_error=False)
+        async with asyncio.timeout(CALL_TIMEOUT):
+            renewal = [("EXPIRE", keys.pools, _KEY_TTL)] if renew else []
+            names = (await _asked(redis, [("SMEMBERS", keys.pools), *renewal]))[0]
+            if isinstance(names, Exception):
+                raise names
+            bodies = await _bodies(redis, keys, [name.decode(errors="replace") for name in names])
     cards = []
-    for pool, rows in zip(pools, answers[: len(pools)], strict=True):
-        if isinstance(rows, Exception):
-            _skipped(pool, rows)
-            continue
-        for body in rows.values():
-            try:
-                cards.append(_checked(decode_card(body), pool))
-            except ProtocolError as error:
-                _skipped(pool, error)
+    for pool, body in bodies:
+        try:
+            cards.append(_checked(decode_card(body), pool))
+        except ProtocolError as error:
+            _skipped(pool, error)
     return cards
+
+
+async def _bodies(redis: Redis, keys: Keys, pools: list[str]) -> list[tuple[str, bytes]]:
+    """What the pools' cards say, each with its pool. What is too large stays where it is."""
+    where = {pool: keys.pool(pool).cards for pool in pools}
+    found = await _asked(redis, [("HRANDFIELD", where[pool], MAX_NAMES + 1) for pool in pools])
+    named = []
+    for pool, names in zip(pools, found, strict=True):
+        if isinstance(names, Exception):
+            _skipped(pool, names)
+        elif len(names) > MAX_NAMES:
+            _skipped(pool, f"it has more than {MAX_NAMES}")
+        else:
+            named += [(pool, name) for name in names]
+    sizes = await _asked(redis, [("HSTRLEN", where[pool], name) for pool, name in named])
+    small = []
+    for (pool, name), size in zip(named, sizes, strict=True):
+        if isinstance(size, int) and size <= MAX_CARD:
+            small.append((pool, name))
+        else:
+            _skipped(pool, size if isinstance(size, Exception) else f"it has {size} bytes")
+    bodies = await _asked(redis, [("HGET", where[pool], name) for pool, name in small])
+    return [
+        (pool, body)
+        for (pool, _), body in zip(small, bodies, strict=True)
+        if isinstance(body, bytes)  # else it has gone meanwhile
+    ]
+
+
+async def _asked(redis: Redis, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
+    """Redis' answers, in one round trip; an error stands in the place of its answer."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
 
 
 def _checked(card: ModelCard, pool: str) -> ModelCard:
@@ -95,8 +124,8 @@ def _checked(card: ModelCard, pool: str) -> ModelCard:
     return card
 
 
-def _skipped(pool: str, error: Exception) -> None:
-    skip(log, "card", f"of {pool}: {error}")
+def _skipped(pool: str, why: Exception | str) -> None:
+    skip(log, "card", f"of {pool}: {why}")
 
 
 def _one_a_name(cards: Iterable[ModelCard]) -> list[ModelCard]:

@@ -10,7 +10,7 @@ import pytest
 from queueserve.encoding import encode
 from queueserve.errors import ModelNotFoundError
 from queueserve.protocol import ModelCard
-from queueserve.queue.directory import KNOWN_FOR, Directory, announce, known_cards
+from queueserve.queue.directory import KNOWN_FOR, MAX_NAMES, Directory, announce, known_cards
 from queueserve.queue.skips import counts
 
 CARD = ModelCard(name="m", pool="m", context_length=100, engine="fake")
@@ -93,6 +93,18 @@ async def test_an_entry_that_is_not_ours_is_skipped(redis, keys, directory, capl
     assert (await directory.find("m")).name == "m"
     assert counts["card"] == before + 1
     assert f"skipped a card ({before + 1} so far): of m" in caplog.text
+
+
+async def test_more_cards_than_workers_write_hide_their_own_pool_only(
+    redis, keys, directory, caplog
+):
+    names = [f"n{number}" for number in range(MAX_NAMES)]
+    cards = [CARD, replace(CARD, name="z", pool="z")]
+    await announce(redis, keys, cards + [replace(CARD, name=name, pool="z") for name in names[1:]])
+    assert (await directory.find(names[-1])).pool == "z"
+    await announce(redis, keys, [replace(CARD, name=names[0], pool="z")])
+    assert [card.name for card in await known_cards(redis, keys)] == ["m"]
+    assert f"of z: it has more than {MAX_NAMES}" in caplog.text
 
 
 async def test_the_models_are_no_leak(redis, keys):
