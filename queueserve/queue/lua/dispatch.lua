@@ -108,11 +108,15 @@ local function held_by(root, worker)
   return type(held) == 'number' and held or nil
 end
 
--- How many jobs a worker holds; nil if it has expired, or cannot be read: that costs this worker alone, which
--- takes nothing.
+-- How many jobs a worker holds, and its slots; nil if it has expired, or cannot be read: that costs this worker
+-- alone, which takes nothing.
 local function usable(root, worker, time)
   local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
-  return expiry and tonumber(expiry) > time and slots_of(root, worker) and held_by(root, worker)
+  local slots = expiry and tonumber(expiry) > time and slots_of(root, worker)
+  local held = slots and held_by(root, worker)
+  if held then
+    return held, slots
+  end
 end
 
 local function lowest_load(root, time)
@@ -134,8 +138,8 @@ local function spare(root, id, time)
   end
   local found, fewest
   for _, worker in ipairs(redis.call('ZRANGE', key(root, 'alive'), 0, -1)) do
-    local running = usable(root, worker, time)
-    if running and running < slots_of(root, worker) + SPARE and (not fewest or running < fewest)
+    local running, slots = usable(root, worker, time)
+    if running and running < slots + SPARE and (not fewest or running < fewest)
         and redis.call('HGET', key(root, 'worker', worker), 'state') == 'ready' then
       found, fewest = worker, running
     end
