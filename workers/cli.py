@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import uvloop
@@ -138,6 +138,7 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
     """
     from queueserve import logs
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the event loop looks at it
     logs.configure(log_level, log_format)
     settings["redis_url"] = settings["redis_url"] or "redis://127.0.0.1:6379/0"
     try:
@@ -151,15 +152,27 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
         failure = errors.exceptions[0]
     if failure is not None:  # not inside the block: a SystemExit would become part of a group
         _give_up(failure)
+    _end(0)
 
 
-def _give_up(error: BaseException) -> None:
+def _give_up(error: BaseException) -> NoReturn:
     from workers.engines.base import EngineDiedError, EngineStuckError
 
     click.echo(f"queueserve-worker: {error}", err=True)
-    if isinstance(error, EngineStuckError):
-        os._exit(1)  # an orderly end would wait for the engine's threads
-    sys.exit(1 if isinstance(error, EngineDiedError) else CONFIGURATION_ERROR)
+    status = 1 if isinstance(error, EngineDiedError) else CONFIGURATION_ERROR
+    _end(status, at_once=isinstance(error, EngineStuckError))
+
+
+def _end(status: int, *, at_once: bool = False) -> NoReturn:
+    """End the process; at once where an orderly end would wait for an engine's thread.
+
+    Or where it would pull Python away from one that loads: llama.cpp aborts the process then.
+    """
+    from workers.engines.loading import is_loading
+
+    if at_once or is_loading():
+        os._exit(status)
+    sys.exit(status)
 
 
 def _workers(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
 
+BOUND = 30.0
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -44,6 +46,52 @@ def test_a_configuration_that_cannot_work_ends_with_its_reason(redis_url, argume
     assert ended.returncode == os.EX_CONFIG
     assert reason in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# Told to stop before it serves
+
+STUCK = """
+import sys, time
+import workers.engines.llama_cpp as adapter
+def load(*_, **__):
+    print("loading", flush=True)
+    time.sleep(3600)
+adapter.LlamaServer = load
+from workers.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_worker_that_is_told_to_stop_while_its_model_loads_does_not_wait_for_it(redis_url):
+    command = [sys.executable, "-c", STUCK, "--redis-url", redis_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout.readline() == "loading\n"
+            worker.terminate()
+            assert worker.wait(BOUND) == 0
+        finally:
+            worker.kill()
+
+
+def test_a_worker_that_is_told_to_stop_before_it_loads_ends_in_order(redis_url, tmp_path, until):
+    os.mkfifo(pipe := tmp_path / "model.gguf")  # whoever reads it waits for ever
+
+    held = []
+
+    def is_read():
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(held)
+
+    command = [sys.executable, "-m", "workers.cli", "--redis-url", redis_url, "--model-path"]
+    with subprocess.Popen([*command, tmp_path]) as worker:
+        try:
+            until(is_read, "that its header is read")
+            worker.terminate()
+            assert worker.wait(BOUND) == 0
+        finally:
+            worker.kill()
+            os.close(*held)
 
 
 def test_a_model_is_loaded_into_a_running_worker_and_unloaded_by_commands(cluster):

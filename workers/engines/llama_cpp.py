@@ -25,6 +25,7 @@ from workers.engines.llama_cpp_generation import Generation
 from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
+from workers.engines.loading import in_daemon_thread
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class LlamaCppEngine:
         self._loop = asyncio.get_running_loop()
         self._sink = sink
         self._gathering = Gathering(self._loop, self._take)
-        self._loaded = await asyncio.to_thread(self._load)
+        self._loaded = await in_daemon_thread(self._load)
         self.info = self._loaded.info
         self.tokenizer = LlamaCppTokenizer(self._loaded.server, self._loaded.vocabulary)
         self._idle = [_Slot(index) for index in range(self._slots)]

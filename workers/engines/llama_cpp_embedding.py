@@ -15,6 +15,7 @@ from workers.engines.length_batching import LengthBatcher
 from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
+from workers.engines.loading import in_daemon_thread
 from workers.engines.pooling import GeneratesNothing
 
 _RANK = 4  # llama.cpp's pooling type of a cross-encoder
@@ -92,7 +93,7 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
     async def start(self, sink: Sink) -> None:
         """Load the model."""
         self._sink = sink
-        loaded = self._loaded = await asyncio.to_thread(self._load)
+        loaded = self._loaded = await in_daemon_thread(self._load)
         self.info = loaded.info
         self.tokenizer = LlamaCppTokenizer(loaded.server, loaded.vocabulary)
         self._batcher = LengthBatcher(

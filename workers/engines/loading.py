@@ -10,9 +10,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar, cast
 
 from queueserve.errors import EngineError
 
+T = TypeVar("T")
+
+_THREAD = "loading"
 # In the order in which transformers looks for them.
 _WEIGHTS = (
     "model.safetensors",
@@ -46,33 +50,42 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return found
 
 
-async def in_daemon_thread(call: Callable[[], None]) -> None:
-    """Like `asyncio.to_thread`, but a process that is told to end need not wait for the thread."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+async def in_daemon_thread(call: Callable[[], T]) -> T:
+    """Like `asyncio.to_thread`, but a process that is told to end need not wait for the thread.
 
-    def settle(error: Exception | None) -> None:
+    Who gives up waiting leaves the thread alone, and what it returns is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
         if done.cancelled():
             return
         if error is None:
-            done.set_result(None)
+            done.set_result(cast("T", value))
         else:
             done.set_exception(error)
 
     def run() -> None:
+        value: T | None = None
         error: Exception | None = None
         try:
-            call()
+            value = call()
         except (StopIteration, SystemExit) as problem:
             # No future takes the first, and an event loop ends with the second.
             error = EngineError(f"loading ended with {problem!r}")
         except Exception as problem:  # noqa: BLE001  # it is raised again below
             error = problem
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, error)
+            loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    await done
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
+    return await done
+
+
+def is_loading() -> bool:
+    """Whether a thread still loads a model, be it that nobody waits for it any more."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def leave_a_core(torch: ModuleType) -> None:
