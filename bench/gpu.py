@@ -108,7 +108,8 @@ class Bench:
         rounds = found["rounds"]
         rate = statistics.median(one["rate"] for one in rounds)
         self.results.append({"model": model, "system": system, "gpus": gpus, **found})
-        self.say(f"{model} {system} {gpus} GPU, {found['streams']} streams: {rate:.0f} tokens/s")
+        size = f"{found['streams']} streams of {found['requests']}"
+        self.say(f"{model} {system} {gpus} GPU, {size}: {rate:.0f} tokens/s")
 
     def in_process(
         self, model: Path, system: str, streams: list[int], *arguments: str, library: str = ""
@@ -118,6 +119,7 @@ class Bench:
         command = [
             *("-m", "bench.gpu_alone", "--model", str(model)),
             *("--streams", ",".join(map(str, streams)), "--rounds", str(self.options.rounds)),
+            *("--requests", ",".join(map(str, self.options.requests))),
             *("--prompt", str(self.options.prompt), "--tokens", str(self.options.tokens)),
             *arguments,
         ]
@@ -127,16 +129,18 @@ class Bench:
         found = [json.loads(line) for line in lines if line.startswith('{"streams"')]
         for one in found:
             self.note(model.name, system, 1, one)
-        if len(found) < len(streams):
+        if len(found) < len(streams) * len(self.options.requests):
             raise RuntimeError(f"{system} ended early (status {process.returncode})")
 
-    def load(self, model: str, urls: list[str], streams: int, loaders: int) -> dict[str, Any]:
+    def load(
+        self, model: str, urls: list[str], streams: int, requests: int, loaders: int
+    ) -> dict[str, Any]:
         """Measure servers, from `loaders` processes at once."""
         shares = [streams // loaders + (at < streams % loaders) for at in range(loaders)]
         command = [
             *(sys.executable, "-m", "bench.gpu_load", "--model", model),
             *("--rounds", str(self.options.rounds), "--prompt", str(self.options.prompt)),
-            *("--tokens", str(self.options.tokens)),
+            *("--tokens", str(self.options.tokens), "--requests", str(requests)),
         ]
         running = []
         for at, share in enumerate(filter(None, shares)):
@@ -151,12 +155,20 @@ class Bench:
         outputs = [process.communicate(timeout=self.options.patience)[0] for process in running]
         if any(process.returncode for process in running):
             raise RuntimeError("a load generator failed")
-        return _together(streams, [json.loads(output) for output in outputs])
+        parts = [json.loads(output) for output in outputs]
+        return {"streams": streams, "requests": requests, "rounds": _together(parts)}
+
+    def measure(self, model: str, system: str, urls: list[str], gpus: int) -> None:
+        """Measure servers with every number of streams and of requests."""
+        for streams in self.options.streams:
+            for requests in self.options.requests:
+                found = self.load("m", urls, streams * gpus, requests, gpus)
+                self.note(model, system, gpus, found)
 
 
-def _together(streams: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _together(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rounds of several load generators, which run side by side, as one."""
-    rounds = [
+    return [
         {
             "tokens": sum(one["tokens"] for one in same),
             "rate": sum(one["rate"] for one in same),
@@ -166,7 +178,6 @@ def _together(streams: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for same in zip(*(part["rounds"] for part in parts), strict=True)
     ]
-    return {"streams": streams, "rounds": rounds}
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -204,12 +215,9 @@ def server(bench: Bench, model: Path) -> None:
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         for url, process in zip(urls, processes, strict=True):
             wait_for(f"{url}/health", process, bench.options.patience)
-        for streams in bench.options.streams:
-            bench.note(model.name, "server", 1, bench.load("m", urls[:1], streams, 1))
+        bench.measure(model.name, "server", urls[:1], 1)
         if gpus > 1:
-            for streams in bench.options.streams:
-                many = streams * gpus
-                bench.note(model.name, "server", gpus, bench.load("m", urls, many, gpus))
+            bench.measure(model.name, "server", urls, gpus)
 
 
 def queueserve(bench: Bench, model: Path) -> None:
@@ -219,7 +227,7 @@ def queueserve(bench: Bench, model: Path) -> None:
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis(bench.scratch / "redis" / model.name, port=0))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
-        servers = [
+        for port in ports:
             stack.enter_context(
                 bench.process(
                     f"{model.name}-api-{port}",
@@ -227,8 +235,6 @@ def queueserve(bench: Bench, model: Path) -> None:
                     *("--redis-url", redis.url),
                 )
             )
-            for port in ports
-        ]
 
         def worker(gpu: int) -> subprocess.Popen[bytes]:
             return stack.enter_context(
@@ -244,19 +250,11 @@ def queueserve(bench: Bench, model: Path) -> None:
         first = worker(0)
         for url in urls:
             wait_for(f"{url}/ready", first, bench.options.patience)
-        own = urls[: bench.options.api_servers]
-        for streams in bench.options.streams:
-            before = _cpu(first), _cpu(servers[0])
-            found = bench.load("m", own, streams, 1)
-            spent = _cpu(first) - before[0], _cpu(servers[0]) - before[1]
-            found |= {"cpu_seconds": {"worker": spent[0], "first API server": spent[1]}}
-            bench.note(model.name, "queueserve", 1, found)
+        bench.measure(model.name, "queueserve", urls[: bench.options.api_servers], 1)
         if gpus > 1:
             others = [worker(gpu) for gpu in range(1, gpus)]
             _until_workers(redis.url, gpus, others, bench.options.patience)
-            for streams in bench.options.streams:
-                many = streams * gpus
-                bench.note(model.name, "queueserve", gpus, bench.load("m", urls, many, gpus))
+            bench.measure(model.name, "queueserve", urls, gpus)
 
 
 def _until_workers(
@@ -270,12 +268,6 @@ def _until_workers(
             if time.monotonic() > until or any(one.poll() is not None for one in processes):
                 raise RuntimeError("not all workers have joined")
             time.sleep(0.2)
-
-
-def _cpu(process: subprocess.Popen[bytes]) -> float:
-    """Seconds of processor time that a process has used, without its children."""
-    parts = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def transformers(bench: Bench, model: Path) -> None:
@@ -321,7 +313,7 @@ def write_models(tokenizer: Path, into: Path) -> dict[str, Path]:
 def table(results: list[dict[str, Any]]) -> str:
     """The medians of all rounds, one line a measurement."""
     lines = [
-        "model    system        GPUs  streams  tokens/s  first token p50    p99   gap p50    p99 ms"
+        "model    system        GPUs streams x tokens/s  first token p50    p99   gap p50    p99 ms"
     ]
     for one in results:
         rounds = one["rounds"]
@@ -329,7 +321,8 @@ def table(results: list[dict[str, Any]]) -> str:
         gaps = sorted(ms for each in rounds for ms in each["gaps_ms"]) or [0.0]
         rate = statistics.median(each["rate"] for each in rounds)
         lines.append(
-            f"{one['model']:8} {one['system']:12} {one['gpus']:5} {one['streams']:8} {rate:9.0f}"
+            f"{one['model']:8} {one['system']:12} {one['gpus']:5} {one['streams']:7}"
+            f" {one['requests']} {rate:8.0f}"
             f"  {_at(first, 0.5):15.1f} {_at(first, 0.99):6.1f}"
             f"   {_at(gaps, 0.5):7.2f} {_at(gaps, 0.99):6.2f}"
         )
@@ -360,6 +353,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=1, help="0: a CPU")
     parser.add_argument("--api-servers", type=int, default=2, help="processes a GPU")
     parser.add_argument("--streams", default="1,64,256")
+    parser.add_argument(
+        "--requests",
+        default="1,4",
+        help="of a stream, one after the other; all streams begin at once",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
@@ -369,6 +367,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
     options = parser.parse_args()
     options.streams = [int(size) for size in options.streams.split(",")]
+    options.requests = [int(count) for count in options.requests.split(",")]
     return options
 
 

@@ -47,60 +47,77 @@ async def vllm_rounds(options: argparse.Namespace) -> None:
         stream.times.append(stream.times[-1])  # as the event that carries the usage
         return stream
 
-    async def rounds_of(prompts: list[list[int]], number: int) -> list[Stream]:
-        return await asyncio.gather(*(one(f"{number}-{at}", p) for at, p in enumerate(prompts)))
+    async def stream(name: str, prompts: list[list[int]]) -> list[Stream]:
+        return [await one(f"{name}-{at}", prompt) for at, prompt in enumerate(prompts)]
+
+    async def rounds_of(prompts: list[list[list[int]]], number: int) -> list[Stream]:
+        of_all = await asyncio.gather(
+            *(stream(f"{number}-{at}", own) for at, own in enumerate(prompts))
+        )
+        return [one for streams in of_all for one in streams]
 
     await rounds(options, rounds_of)
     llm.shutdown()
 
 
-async def adapter_rounds(options: argparse.Namespace) -> None:
-    """One of QueueServe's adapters, driven as its worker drives it."""
-    source = ModelSource(path=options.model, origin="", engine=options.adapter, name="m")
-    most = max(map(int, options.streams.split(",")))
-    engine = make_engine(
-        source,
-        EngineOptions(
-            slots=most,
-            context_length=options.context_length,
-            dtype=options.dtype,
-            arguments=tuple(options.arguments),
-        ),
-    )
-    streams: dict[str, Stream] = {}
-    left: set[str] = set()
-    over = asyncio.Event()
+class Driver:
+    """Gives an adapter the requests of its streams, as a worker would, and notes its tokens."""
 
-    def sink(outputs: list[Output]) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._sampling = Sampling(temperature=0.0, max_tokens=options.tokens, ignore_eos=True)
+        self._streams: dict[str, Stream] = {}
+        self._following: dict[str, list[list[int]]] = {}  # what the stream asks after this request
+        self._over = asyncio.Event()
+        source = ModelSource(path=options.model, origin="", engine=options.adapter, name="m")
+        self.engine = make_engine(
+            source,
+            EngineOptions(
+                slots=max(map(int, options.streams.split(","))),
+                context_length=options.context_length,
+                dtype=options.dtype,
+                arguments=tuple(options.arguments),
+            ),
+        )
+
+    def sink(self, outputs: list[Output]) -> None:
+        """Take the tokens of one step."""
         now = time.perf_counter()
         for output in outputs:
             if output.error is not None:
                 raise output.error
+            stream = self._streams[output.id]
             if output.tokens:
-                streams[output.id].times.append(now)
-                streams[output.id].tokens += len(output.tokens)
+                stream.times.append(now)
+                stream.tokens += len(output.tokens)
             if output.finish is not None:
-                streams[output.id].times.append(now)
-                left.discard(output.id)
-        if not left:
-            over.set()
+                stream.times.append(now)
+                if following := self._following.pop(output.id):
+                    self._add(f"{output.id}+", following)
+        if not self._following:
+            self._over.set()
 
-    async def round_of(prompts: list[list[int]], number: int) -> list[Stream]:
-        streams.clear()
-        over.clear()
-        sampling = Sampling(temperature=0.0, max_tokens=options.tokens, ignore_eos=True)
-        names = [f"{number}-{at}" for at in range(len(prompts))]
-        left.update(names)
-        for name, prompt in zip(names, prompts, strict=True):
-            streams[name] = Stream(began=time.perf_counter())
-            engine.add(Sequence(id=name, prompt=tuple(prompt), sampling=sampling))
+    def _add(self, name: str, prompts: list[list[int]]) -> None:
+        self._following[name] = prompts[1:]
+        self._streams[name] = Stream(began=time.perf_counter())
+        self.engine.add(Sequence(id=name, prompt=tuple(prompts[0]), sampling=self._sampling))
+
+    async def round_of(self, prompts: list[list[list[int]]], number: int) -> list[Stream]:
+        """Run the requests of every stream."""
+        self._streams.clear()
+        self._over.clear()
+        for at, own in enumerate(prompts):
+            self._add(f"{number}-{at}", own)
         async with asyncio.timeout(240):
-            await over.wait()
-        return list(streams.values())
+            await self._over.wait()
+        return list(self._streams.values())
 
-    await engine.start(sink)
-    await rounds(options, round_of)
-    await engine.close()
+
+async def adapter_rounds(options: argparse.Namespace) -> None:
+    """One of QueueServe's adapters, driven as its worker drives it."""
+    driver = Driver(options)
+    await driver.engine.start(driver.sink)
+    await rounds(options, driver.round_of)
+    await driver.engine.close()
 
 
 async def rounds(options: argparse.Namespace, round_of: Any) -> None:
@@ -108,15 +125,20 @@ async def rounds(options: argparse.Namespace, round_of: Any) -> None:
     draw = random.Random(options.seed)  # noqa: S311  # prompts, no secrets
     number = 0
     for size in map(int, options.streams.split(",")):
-        results = []
-        for _ in range(1 + options.rounds):
-            number += 1
-            prompts = [
-                [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
-                for _ in range(size)
-            ]
-            results.append(summary(await round_of(prompts, number)))
-        print(json.dumps({"streams": size, "rounds": results[1:]}), flush=True)
+        for requests in map(int, options.requests.split(",")):
+            results = []
+            for _ in range(1 + options.rounds):
+                number += 1
+                prompts = [
+                    [
+                        [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+                        for _ in range(requests)
+                    ]
+                    for _ in range(size)
+                ]
+                results.append(summary(await round_of(prompts, number)))
+            found = {"streams": size, "requests": requests, "rounds": results[1:]}
+            print(json.dumps(found), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -125,6 +147,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=str)
     parser.add_argument("--adapter", help="vllm or transformers; default: AsyncLLM itself")
     parser.add_argument("--streams", default="1,64,256")
+    parser.add_argument("--requests", default="1", help="of a stream, one after the other")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--vocabulary", type=int, default=30_000)

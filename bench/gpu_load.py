@@ -1,7 +1,8 @@
 """A light HTTP load: streams of completions that start together, and when their tokens came.
 
-A process of its own, so that its work is not the server's. It reads bytes as they come and counts
-events, as a client library's own cost would hide the server's. Prints one JSON object.
+A stream sends its requests one after the other, without a pause. A process of its own, so that its
+work is not the server's. It reads bytes as they come and counts events, as a client library's own
+cost would hide the server's. Prints one JSON object.
 
     python -m bench.gpu_load --urls http://127.0.0.1:8000 --model m --streams 64 --rounds 3
 """
@@ -15,16 +16,19 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 from urllib.parse import urlsplit
 
 _EVENT = b'data: {"'
 _USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
-_BOUND = 120.0  # seconds that a round may take
+_END = b"\r\n0\r\n\r\n"  # of a chunked answer
+_BOUND = 180.0  # seconds that a round may take
 
 
 @dataclass
 class Stream:
-    """What one stream gave; times are of the performance counter, in seconds."""
+    """What one request gave; times are of the performance counter, in seconds."""
 
     began: float = 0.0
     times: list[float] = field(default_factory=list)  # of every event
@@ -32,33 +36,49 @@ class Stream:
 
 
 class _Reader(asyncio.Protocol):
-    """Notes when the events of one answer come."""
+    """Sends the requests of one stream one by one, and notes when their events come."""
 
-    def __init__(self) -> None:
-        self.stream = Stream()
+    def __init__(self, requests: list[bytes]) -> None:
+        self.streams: list[Stream] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._requests = requests
+        self._transport: asyncio.Transport
         self._tail = b""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
     def begin(self) -> None:
-        """Note that the request goes out now."""
-        self.stream.began = time.perf_counter()
+        """Send the next request."""
+        request = self._requests[len(self.streams)]
+        self.streams.append(Stream(began=time.perf_counter()))
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        if not self.stream.times and not self._tail and not data.startswith(b"HTTP/1.1 200"):
+        stream = self.streams[-1]
+        if not stream.times and not self._tail and not data.startswith(b"HTTP/1.1 200"):
             self._end(RuntimeError(data[:500].decode(errors="replace")))
             return
         joined = self._tail + data
         seen = self._tail.count(_EVENT)
-        self.stream.times += [now] * (joined.count(_EVENT) - seen)
-        if b"data: [DONE]" in joined:
-            found = _USAGE.findall(joined)
-            self.stream.tokens = int(found[-1]) if found else 0
-            self._end(None)
+        stream.times += [now] * (joined.count(_EVENT) - seen)
         self._tail = joined[-1500:]  # the usage comes in the last event
+        if b"data: [DONE]" in joined and joined.endswith(_END):
+            found = _USAGE.findall(joined)
+            stream.tokens = int(found[-1]) if found else 0
+            self._tail = b""
+            if len(self.streams) < len(self._requests):
+                self.begin()
+            else:
+                self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or RuntimeError("the server closed the connection"))
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._transport.close()
 
     def _end(self, error: Exception | None) -> None:
         if self.ended.done():
@@ -89,26 +109,31 @@ def _request(host: str, model: str, prompt: list[int], tokens: int) -> bytes:
 
 
 async def round_of(options: argparse.Namespace, streams: int, draw: random.Random) -> list[Stream]:
-    """Run `streams` streams at once, spread over the servers; each has a prompt of its own."""
+    """Run `streams` streams at once, spread over the servers; each request has its own prompt."""
     loop = asyncio.get_running_loop()
-    readers: list[tuple[_Reader, asyncio.Transport, bytes]] = []
+    readers: list[_Reader] = []
     for number in range(streams):
         at = urlsplit(options.urls[number % len(options.urls)])
-        transport, reader = await loop.create_connection(_Reader, at.hostname, at.port)
-        prompt = [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
-        readers.append(
-            (reader, transport, _request(at.netloc, options.model, prompt, options.tokens))
-        )
-    for reader, transport, request in readers:
+        requests = [
+            _request(
+                at.netloc,
+                options.model,
+                [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)],
+                options.tokens,
+            )
+            for _ in range(options.requests)
+        ]
+        _, reader = await loop.create_connection(partial(_Reader, requests), at.hostname, at.port)
+        readers.append(reader)
+    for reader in readers:
         reader.begin()
-        transport.write(request)
     try:
         async with asyncio.timeout(_BOUND):
-            await asyncio.gather(*(reader.ended for reader, _, _ in readers))
+            await asyncio.gather(*(reader.ended for reader in readers))
     finally:
-        for _, transport, _ in readers:
-            transport.close()
-    return [reader.stream for reader, _, _ in readers]
+        for reader in readers:
+            reader.close()
+    return [stream for reader in readers for stream in reader.streams]
 
 
 def summary(streams: list[Stream]) -> dict[str, object]:
@@ -137,7 +162,8 @@ async def main(options: argparse.Namespace) -> None:
     rounds = [
         summary(await round_of(options, options.streams, draw)) for _ in range(options.rounds)
     ]
-    print(json.dumps({"streams": options.streams, "rounds": rounds}))
+    found = {"streams": options.streams, "requests": options.requests, "rounds": rounds}
+    print(json.dumps(found))
 
 
 def parse() -> argparse.Namespace:
@@ -146,6 +172,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--urls", nargs="+", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--streams", type=int, required=True)
+    parser.add_argument("--requests", type=int, default=1, help="of a stream, one after the other")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--vocabulary", type=int, default=30_000)
