@@ -18,7 +18,7 @@ from queueserve.errors import ProtocolError, RedisUnavailableError
 from queueserve.protocol import ModelCard
 from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import of_another, open_blocking_redis
-from queueserve.queue.consumer import Beat, Claim, Consumer
+from queueserve.queue.consumer import Assignment, Beat, Claim, Consumer
 from queueserve.queue.directory import announce
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys, checked_pool
@@ -76,6 +76,7 @@ class Incarnation:
         self._keys = Keys(settings.prefix)
         self._pool = checked_pool(settings.model_names[0])
         self._draining = False
+        self._snapshot = 0  # of the last heartbeat
         self.consumer = Consumer(
             functions,
             self._keys,
@@ -180,17 +181,31 @@ class Incarnation:
             await blocking.aclose()
 
     async def _take(self, claims: list[Claim], consumer: Consumer) -> None:
-        new = [claim for claim in claims if not self.runner.knows(claim)]
-        if not new:
-            return
-        for claim, found in zip(new, await consumer.fetch(new), strict=True):
-            if self.runner.knows(claim):
-                continue  # its hint and a heartbeat have both told of it
-            if isinstance(found, ProtocolError):
-                skip(log, "job", f"{claim.job}: {found.message}")
-                self.runner.refuse(claim, "", found, consumer)
-            elif found is not None:
-                self.runner.assign(found, consumer)
+        """Begin with what is claimed.
+
+        What a hint has brought along counts as long as no heartbeat can have told of its job: a
+        hint that comes later than that is old, and its job may have been run, or taken away.
+        """
+        fetched = []
+        for claim in claims:
+            if claim.carried is not None and claim.epoch > self._snapshot:
+                self._begin(claim, claim.carried, consumer)
+            elif not self.runner.knows(claim):
+                fetched.append(claim)
+        if fetched:
+            for claim, found in zip(fetched, await consumer.fetch(fetched), strict=True):
+                self._begin(claim, found, consumer)
+
+    def _begin(
+        self, claim: Claim, found: Assignment | ProtocolError | None, consumer: Consumer
+    ) -> None:
+        if self.runner.knows(claim):
+            return  # its hint and a heartbeat have both told of it
+        if isinstance(found, ProtocolError):
+            skip(log, "job", f"{claim.job}: {found.message}")
+            self.runner.refuse(claim, "", found, consumer)
+        elif found is not None:
+            self.runner.assign(found, consumer)
 
     async def _control(self, consumer: Consumer) -> None:
         def message(body: bytes) -> None:
@@ -237,6 +252,7 @@ class Incarnation:
 
     async def _agree(self, beat: Beat, consumer: Consumer) -> None:
         """Make what runs here and what Redis says the same."""
+        self._snapshot = beat.snapshot
         for job, epoch in self.runner.running.items():
             lease = beat.leases.get(job)
             if epoch <= beat.snapshot and (lease is None or lease.epoch != epoch):

@@ -102,9 +102,13 @@ class Runner:
                 self._answering[job] = task
 
     def cancel(self, job: str, epoch: int, consumer: Consumer) -> None:
-        """Stop a job that its reader does not want any more, and free the slot."""
+        """Stop a job that its reader does not want any more, and free the slot.
+
+        One that is not known here is ended too: its hint is still on its way.
+        """
         if self._held.get(job) == epoch:
             self.drop(job)
+        if (job, epoch) not in self._finished:
             self._end(Finish(job, epoch, "cancelled"), consumer)
 
     def refuse(self, claim: Claim, api: str, error: QueueServeError, consumer: Consumer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from redis.asyncio import Redis
@@ -28,15 +28,7 @@ _CLAIM_WAIT = 10.0  # seconds of one blocking pop
 _CLAIM_MOST = 64
 _OF_A_JOB = ("epoch", "state", "api", "body", "resume", "cancel")
 _EPOCH_DIGITS = 20  # more are not a time in µs, but somebody's joke
-_LONGEST_HINT = 4096  # bytes; an epoch and a job's id are far shorter
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A job that was dispatched to this worker."""
-
-    job: str
-    epoch: int
+_LONGEST_HINT = 32768  # bytes; ours bring along bodies of half of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +40,16 @@ class Assignment:
     api: str  # whose reply channel the events go to
     resume: Continuation | None
     cancelled: bool  # its reader has gone in the meantime: only the finish is left to do
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that was dispatched to this worker."""
+
+    job: str
+    epoch: int
+    carried: Assignment | ProtocolError | None = field(default=None, compare=False)
+    """What `fetch` would have told when it was dispatched, if its hint brought that along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +162,20 @@ class Consumer:
 
 
 def _claim(hint: bytes) -> Claim | None:
-    epoch, _, job = hint.partition(b" ")
+    named, *carried = hint.split(b"\n", 2)
+    epoch, _, job = named.partition(b" ")
     if not _is_epoch(epoch) or len(hint) > _LONGEST_HINT:
         return None
-    return Claim(job.decode(errors="replace"), int(epoch))
+    return Claim(job.decode(errors="replace"), int(epoch), _carried(int(epoch), *carried))
+
+
+def _carried(epoch: int, api: bytes = b"", body: bytes = b"") -> Assignment | ProtocolError | None:
+    if not body:
+        return None
+    try:
+        return Assignment(decode_job(body), epoch, api.decode(errors="replace"), None, False)
+    except ProtocolError as error:
+        return error
 
 
 def _lease(value: bytes) -> Lease | None:

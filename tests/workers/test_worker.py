@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from queueserve.encoding import encode_events
+from queueserve.encoding import encode, encode_events
 from queueserve.errors import (
     CancelledJobError,
     ContextLengthExceededError,
@@ -17,8 +17,9 @@ from queueserve.errors import (
     QueueTimeoutError,
     RequestTimeoutError,
 )
-from queueserve.protocol import Delta, Failed, Finished, Orphaned, Started
+from queueserve.protocol import Delta, Failed, Finished, Job, Orphaned, Started
 from queueserve.queue.producer import Limits
+from workers.engines.base import Sequence
 from workers.engines.fake import FakeEngine
 
 
@@ -254,6 +255,53 @@ async def test_a_job_with_a_grace_time_ends_when_nobody_comes_back(house):
     await stream.aclose()
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
     assert await house.redis.hget("qs:{m}:job:j0", "state") == b"cancelled"
+
+
+class _Counting(FakeEngine):
+    """Names what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(tick=0.005)
+        self.added: list[str] = []
+
+    def add(self, sequence: Sequence) -> None:
+        self.added.append(sequence.id)
+        super().add(sequence)
+
+
+def _hint(job: Job, epoch: int, api: str) -> bytes:
+    return f"{epoch} {job.id}\n{api}\n".encode() + encode(job)
+
+
+async def test_a_hint_that_comes_after_its_job_has_ended_runs_nothing(house, read, redis):
+    engine = _Counting()
+    worker, _ = await house.worker(engine)
+    plane = await house.plane()
+    first, second = house.job(), house.job()
+    await read(await plane.owner.open(first))
+    epoch = int(await redis.hget("qs:{m}:job:j0", "epoch"))
+
+    async def snapshot() -> int:
+        return worker._current._snapshot
+
+    await house.until(snapshot, above=epoch - 1)
+    worker.runner._finished.clear()  # as it does some seconds after the end
+    inbox = f"qs:{{m}}:inbox:{worker._current.consumer.worker}"
+    await redis.rpush(inbox, _hint(first, epoch, plane.owner.api))
+    await read(await plane.owner.open(second))  # whose hint comes later
+    assert [name.partition(":")[0] for name in engine.added] == ["j0", "j1"]
+
+
+async def test_a_cancel_that_comes_before_the_hint_of_its_job_stops_it(house, read, redis):
+    engine = _Counting()
+    worker, _ = await house.worker(engine)
+    plane = await house.plane()
+    consumer, gone = worker._current.consumer, house.job(id="gone")
+    epoch = 2**50
+    worker.runner.cancel("gone", epoch, consumer)
+    await redis.rpush(f"qs:{{m}}:inbox:{consumer.worker}", _hint(gone, epoch, plane.owner.api))
+    await read(await plane.owner.open(house.job()))
+    assert not [name for name in engine.added if name.startswith("gone")]
 
 
 async def test_nonsense_on_every_channel_is_skipped(house, read, redis, skipped):

@@ -78,9 +78,21 @@ local function next_epoch(root, previous, time)
   return epoch
 end
 
+local CARRIED = 16384 -- bytes of a body; a worker fetches a larger one
+
+-- What wakes a worker: a job's epoch and id and, unless it is large or goes on from somewhere, whose it is and
+-- its body, which saves the worker a fetch.
+local function hint(epoch, id, api, body, resume)
+  local named = int(epoch) .. ' ' .. id
+  if resume or not body or #body > CARRIED then
+    return named
+  end
+  return named .. '\n' .. api .. '\n' .. body
+end
+
 local function assign(root, id, rank, worker, time)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached')
+  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached', 'api', 'body', 'resume')
   local epoch = next_epoch(root, tonumber(fields[1] or 0), time)
   dequeue(root, id, fields[2])
   fair_advance(root, rank)
@@ -89,7 +101,8 @@ local function assign(root, id, rank, worker, time)
   look_at(root, id, tonumber(fields[3]), fields[3], fields[4])
   redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
   redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
-  redis.pcall('RPUSH', key(root, 'inbox', worker), int(epoch) .. ' ' .. id) -- the lease is what counts
+  local told = hint(epoch, id, fields[5], fields[6], fields[7])
+  redis.pcall('RPUSH', key(root, 'inbox', worker), told) -- the lease is what counts
   redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
   local turn = redis.call('HINCRBY', key(root, 'state'), 'turn', 1)
   redis.call('HSET', key(root, 'worker', worker), 'turn', turn)

@@ -16,7 +16,7 @@
 --   by_api:A  SET   open jobs of API server A
 --   worker:W  HASH  registration, with the TTL people watch
 --   lease:W   HASH  job -> "epoch" or "epoch cancel"   the truth about assignment
---   inbox:W   LIST  "epoch job"                    only a hint that wakes the worker
+--   inbox:W   LIST  "epoch job", lines api, body   only a hint that wakes the worker
 --   job:J     HASH  state queued|running|orphaned|done|failed|cancelled|expired, epoch, …
 
 local function key(root, part, id)

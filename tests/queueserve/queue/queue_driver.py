@@ -184,6 +184,11 @@ class PoolDriver:
     async def queued(self) -> list[str]:
         return [job.decode() for job in await self.redis.zrange(self.keys.queue, 0, -1)]
 
+    async def hints(self, worker: str) -> list[str]:
+        """What its inbox says of the jobs in it: "epoch job" of each."""
+        hints = await self.redis.lrange(self.keys.inbox(worker), 0, -1)
+        return [hint.decode().partition("\n")[0] for hint in hints]
+
     async def leases(self, worker: str) -> set[str]:
         return {job.decode() for job in await self.redis.hkeys(self.keys.lease(worker))}
 

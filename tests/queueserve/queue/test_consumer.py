@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from queueserve.errors import ProtocolError
+from queueserve.protocol import Continuation
 from queueserve.queue.connection import open_blocking_redis
 from queueserve.queue.consumer import Assignment, Claim
 
@@ -49,6 +50,35 @@ async def test_the_jobs_behind_claims_come_in_their_order(pool):
         Assignment(pool.job("j2", prompt="two"), pool.time + 1, "b", None, cancelled=False),
         Assignment(pool.job("j1", prompt="one"), pool.time, "a", None, cancelled=False),
     ]
+
+
+async def test_a_hint_brings_along_what_running_its_job_needs(pool, blocking):
+    await pool.register("w")
+    await pool.submit("j", "b", prompt="one")
+    (claim,) = await pool.consumer("w").claim(blocking)
+    assert [claim.carried] == await pool.consumer("w").fetch([claim])
+    assert claim.carried.api == "b"
+
+
+async def test_what_is_large_or_goes_on_from_somewhere_is_fetched(pool, blocking):
+    await pool.register("w")
+    await pool.submit("large", prompt="x" * 20_000)
+    (claim,) = await pool.consumer("w").claim(blocking)
+    assert claim.carried is None
+    await pool.finish("w", "large")
+    at = Continuation(tokens=(5,), chars=2, prompt_hash="", fingerprint="")
+    await pool.submit("goes on", resume=at)
+    (claim,) = await pool.consumer("w").claim(blocking)
+    assert claim.carried is None
+    (found,) = await pool.consumer("w").fetch([claim])
+    assert found.resume == at
+
+
+async def test_a_body_in_a_hint_that_cannot_be_read_is_an_error_of_its_own(pool, blocking):
+    await pool.redis.rpush(pool.keys.inbox("w"), "7 j\na\nnonsense", "8 k\na", "9 l\n\n")
+    broken, *short = await pool.consumer("w").claim(blocking)
+    assert isinstance(broken.carried, ProtocolError)
+    assert [claim.carried for claim in short] == [None, None]
 
 
 @pytest.mark.parametrize("gone", ["finished", "orphaned", "dispatched anew", "unknown"])

@@ -112,8 +112,7 @@ async def test_a_new_worker_takes_at_once_what_waits(pool):
         await pool.submit(f"j{n}")
     await pool.register("w", slots=2)
     assert await pool.leases("w") == {"j0", "j1"}
-    hints = await pool.redis.lrange(pool.keys.inbox("w"), 0, -1)
-    assert hints == [f"{pool.time} j0".encode(), f"{pool.time + 1} j1".encode()]
+    assert await pool.hints("w") == [f"{pool.time} j0", f"{pool.time + 1} j1"]
 
 
 async def test_a_worker_that_has_expired_gets_nothing(pool):
