@@ -96,12 +96,18 @@ class LlamaServer:
         params.n_parallel = slots
         params.n_ctx = slots * context
         params.embedding = embeds
+        on_gpu = gpu_layers != 0 and _has_gpu(library)
         # An encoder looks at a whole input at once.
-        step = context if embeds else max(slots, _batch(library, gpu_layers))
+        step = context if embeds else max(slots, _GPU_BATCH if on_gpu else _CPU_BATCH)
         params.n_batch = params.n_ubatch = step
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        # The constructor holds Python's lock, so it should do no more than it must: to see how many
+        # layers fit, llama.cpp loads most of the model twice, and its warm-up is what our first
+        # request is.
+        params.fit_params = on_gpu
+        params.warmup = False
         # A sequence is always sent to the slot that knows most of it, so that nothing is gained by
         # llama.cpp's own search and its copies of idle slots (up to 8 GiB).
         params.cache_ram_mib = 0
@@ -198,10 +204,9 @@ def _library() -> Any:
         ) from error
 
 
-def _batch(library: Any, gpu_layers: int | None) -> int:
+def _has_gpu(library: Any) -> bool:
     cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-    devices = [] if gpu_layers == 0 else library.get_device_info()
-    return _GPU_BATCH if any(device["type"] != cpu for device in devices) else _CPU_BATCH
+    return any(device["type"] != cpu for device in library.get_device_info())
 
 
 def _message(answer: dict[str, Any]) -> Message:
