@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 from harness import checks
 from harness.catalogue import ask
 from harness.clients import Client, Manner, crowd
-from harness.cluster import Cluster, Size
-from harness.faults import Fault, Schedule, kill_worker
+from harness.cluster import ROOT, Cluster, Size
+from harness.faults import Fault, Schedule
 from harness.report import Report
 from harness.rest import Rest
 
@@ -36,11 +37,22 @@ async def _unheard(cluster: Cluster, draw: random.Random) -> None:
     await draw.choice(cluster.workers).link.drop_answers(0.5)
 
 
+async def _killed(cluster: Cluster, draw: random.Random) -> bool:
+    """A worker that has jobs dies, and another one is there to get them."""
+    there = cluster.registered()
+    busy = [
+        node
+        for node in cluster.workers
+        if node.pid in there and cluster.client.hlen(f"{ROOT}:lease:{there[node.pid]}")
+    ]
+    return len(there) > 1 and bool(busy) and draw.choice(busy).signal(signal.SIGKILL)
+
+
 PROVOKED_BY = {
     "finish_without_its_epoch_check": _late,
     "pop_is_the_only_record": _unheard,
     "finished_epochs_run_again": _slow,
-    "reaper_requeues_by_itself": kill_worker,
+    "reaper_requeues_by_itself": _killed,
 }
 SEEN_AS = {  # each bug's own violation: another one is no find
     "finish_without_its_epoch_check": re.compile(r"ended it under epoch|two accepted finishes"),

@@ -207,8 +207,8 @@ class Schedule:
                 drawn = self._draw.choices(self._faults, weights)[0]
                 self.inject(self._first.pop() if self._first else drawn)
         finally:
-            if self._running:
-                await asyncio.shield(asyncio.wait(self._running))
+            if running := set(self._running):
+                await asyncio.shield(asyncio.wait(running))
 
     def inject(self, fault: Fault) -> None:
         draw = random.Random(self._draw.random())
