@@ -19,7 +19,7 @@ import redis as sync_redis
 from up_process import Up, shared
 
 HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
-BOUND = 30.0  # seconds that any single wait may take
+BOUND = 60.0  # seconds that any single wait may take, on however busy a machine
 # Sets that get their TTL with the reaper's next look, for which the end of a test does not wait.
 NOT_YET = {"alive", "alone", "apis", "due", "free", "queue"}
 

@@ -105,7 +105,7 @@ def test_reasoning_is_kept_by_the_client_and_sent_back(client):
     assert error.value.param == "input[1].encrypted_content"
 
 
-def test_a_request_that_waits_is_told_its_place_and_priority_goes_first(client):
+def test_a_request_that_waits_is_told_its_place_and_priority_goes_first(client, strict, until):
     ask = client.completions
     told = {"include_queue_position": True}
     with (
@@ -123,7 +123,8 @@ def test_a_request_that_waits_is_told_its_place_and_priority_goes_first(client):
                 **request | {"stream": False},
                 extra_body={"service_tier": "priority"},
             )
-            client.models.list()
+            with strict.redis() as redis:
+                until(lambda: redis.zcard("qs:{busy}:queue") == 2, "both requests in the queue")
             running.close()
             assert first.result().headers["x-queueserve-queue-position"] == "1"
             assert [line for line in lines if line][-1] == "data: [DONE]"

@@ -16,8 +16,8 @@ from workers.engines.fake import FakeEngine
 from workers.settings import WorkerSettings
 from workers.worker import Worker
 
-HEARTBEAT = 2.0
-BOUND = 20.0
+HEARTBEAT = 6.0  # seconds: a busy machine may stop a test for some
+BOUND = 60.0  # seconds that any single wait may take, on however busy a machine
 
 
 class House:
@@ -104,6 +104,13 @@ async def read(stream, *, after: int | None = None, then=None) -> tuple[str, lis
     assert end is not None
     assert end.seq == len(tokens)
     return text, tokens, end
+
+
+@pytest.fixture
+def soon_missed(monkeypatch):
+    """A stream that says nothing is asked about soon."""
+    monkeypatch.setattr("queueserve.queue.owner._WATCH", 0.1)
+    monkeypatch.setattr("queueserve.queue.owner._SILENT_RUNNING", 0.5)
 
 
 @pytest.fixture

@@ -171,6 +171,7 @@ async def test_a_worker_that_leaves_does_not_show(house, plane, ask):
     assert [len(event.rows) for event in events if isinstance(event, Answered)] == [len(TEXTS)]
 
 
+@pytest.mark.usefixtures("soon_missed")
 async def test_a_lost_answer_comes_from_the_stored_result(house, plane, ask):
     worker, _ = await house.worker()
     publish, lost = worker._publisher.publish, []

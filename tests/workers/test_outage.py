@@ -16,6 +16,8 @@ from queueserve.queue.embedded import EmbeddedRedis
 from queueserve.queue.tasks import end
 from workers.engines.fake import FakeEngine
 
+LEASE = 2.0  # seconds, of what must expire, or outlast it
+
 
 @pytest.fixture
 def server(tmp_path):
@@ -116,8 +118,8 @@ async def ready(plane) -> int:
 
 
 async def test_a_redis_that_hangs_longer_than_the_lease_ends_streams_and_heals(house, read, server):
-    await house.worker(FakeEngine(tick=0.01))
-    plane = await house.plane()
+    await house.worker(FakeEngine(tick=0.01), heartbeat_timeout=LEASE)
+    plane = await house.plane(heartbeat_timeout=LEASE)
     before = plane.owner.api
     stream = await plane.owner.open(house.job(sampling={"max_tokens": 4000}))
     await anext(stream)
@@ -134,8 +136,8 @@ async def test_a_redis_that_hangs_longer_than_the_lease_ends_streams_and_heals(h
 
 
 async def test_heartbeats_do_not_wait_behind_requests(house, read):
-    await house.worker(FakeEngine(tick=0.02))
-    plane = await house.plane()
+    await house.worker(FakeEngine(tick=0.02), heartbeat_timeout=LEASE)
+    plane = await house.plane(heartbeat_timeout=LEASE)
     stream = await plane.owner.open(house.job(sampling={"max_tokens": 250}))
     requests = plane.owner._producer._functions.redis
 

@@ -150,6 +150,7 @@ async def test_a_lost_message_is_asked_for_again(house, read):
     assert again[:2] == undisturbed[:2]
 
 
+@pytest.mark.usefixtures("soon_missed")
 async def test_a_lost_end_is_found_in_redis(house, read):
     await house.worker()
     plane = await house.plane()
@@ -304,6 +305,7 @@ async def test_a_cancel_that_comes_before_the_hint_of_its_job_stops_it(house, re
     assert not [name for name in engine.added if name.startswith("gone")]
 
 
+@pytest.mark.usefixtures("soon_missed")
 async def test_nonsense_on_every_channel_is_skipped(house, read, redis, skipped):
     await house.worker()
     plane = await house.plane()

@@ -176,10 +176,10 @@ async def test_a_job_that_was_cheaper_than_thought_never_lets_its_tenant_jump_th
     assert await pool.queued() == ["t1", "t2", "t3"]
 
 
-async def test_ten_thousand_one_off_tenants_leave_nothing_behind(pool):
+async def test_thousands_of_one_off_tenants_leave_nothing_behind(pool):
     await pool.register("w", slots=100)
     await pool.outlast("w")
-    for start in range(0, 10_000, 200):
+    for start in range(0, 2_000, 200):
         await submit_many(
             pool, 200, tenant=lambda n, s=start: f"t{s + n}", cost=500, prefix=f"{start}-"
         )

@@ -57,7 +57,7 @@ def damaged(functions: Functions, right: str, wrong: str) -> Functions:
     return bad
 
 
-@pytest.mark.timeout(7200 if _THOROUGH else 120)
+@pytest.mark.timeout(7200 if _THOROUGH else 300)
 def test_the_functions_do_what_the_model_does(machine):
     run_state_machine_as_test(machine(), settings=_SETTINGS)
 
@@ -95,6 +95,7 @@ BUGS = {
 }
 
 
+@pytest.mark.parametrize("redis_server", ["valkey"], indirect=True)  # the machine is on trial
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_machine_notices(machine, bug):
     found = settings(_SETTINGS, max_examples=1000, phases=[Phase.generate])
