@@ -40,7 +40,7 @@ class EngineOptions:
     dtype: str = "auto"
     device: str | None = None
     bits: Bits | None = None  # quantise the weights
-    max_gpu_memory: str | None = None  # of weights, as in "10GiB"; the rest is offloaded
+    max_gpu_memory: str | None = None  # of weights on each, as in "10GiB"; the rest is offloaded
     cpu_offloading: bool = False  # weights may wait in the machine's memory
     revision: str | None = None  # of a hub id
     threads: int | None = None
@@ -81,10 +81,6 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 
 
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
-    if (options.num_gpus or 1) > 1:  # its paged cache is one tensor, on one device
-        raise EngineError(
-            "transformers runs a model on one GPU: --engine vllm and sglang share it by several"
-        )
     use = use_of_model(source.path, options.revision)
     if use != "generate":
         return _encoder(source, options, scores=use == "score")
@@ -97,6 +93,7 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
         dtype=options.dtype,
         device=options.device,
         bits=options.bits,
+        num_gpus=options.num_gpus or 1,
         max_gpu_memory=options.max_gpu_memory,
         cpu_offloading=options.cpu_offloading,
         revision=options.revision,
@@ -150,6 +147,8 @@ def _sglang(source: ModelSource, options: EngineOptions) -> Engine:
 
 
 def _encoder(source: ModelSource, options: EngineOptions, *, scores: bool) -> Engine:
+    if (options.num_gpus or 1) > 1:
+        raise EngineError("an encoder runs on one GPU: --num-gpus is for models that generate")
     from workers.engines.transformers_embedding import (  # noqa: PLC0415
         EmbeddingEngine,
         ScoringEngine,

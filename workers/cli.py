@@ -75,9 +75,18 @@ _engine_options = options(
     option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
     option("--load-8bit", is_flag=True, help="Quantise the weights to 8 bits (transformers)."),
     option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
-    option("--max-gpu-memory", help="Of weights, as in 10GiB; the rest is offloaded."),
-    option("--cpu-offloading", is_flag=True, help="Weights may wait in the machine's memory."),
-    option("--num-gpus", type=COUNT, help="GPUs that share the model (vllm, sglang)."),
+    option(
+        "--max-gpu-memory",
+        help="Of weights on each GPU, as in 10GiB; the rest is offloaded (transformers).",
+    ),
+    option(
+        "--cpu-offloading",
+        is_flag=True,
+        help="Weights that do not fit the GPUs wait in the machine's memory (transformers).",
+    ),
+    option(
+        "--num-gpus", type=COUNT, help="GPUs that share the model (vllm, sglang, transformers)."
+    ),
     option(
         "--lora-modules",
         multiple=True,

@@ -1,4 +1,4 @@
-"""The transformers engine: any causal language model that transformers knows, on a CPU or one GPU.
+"""The transformers engine: any causal language model that transformers knows, on a CPU or on GPUs.
 
 Sequences join and leave a running batch through transformers' own continuous batching, with a paged
 cache and shared prefixes. This file is the event loop's side; the heavy imports, the model and the
@@ -37,6 +37,7 @@ class TransformersEngine(BatchedEngine):
         dtype: str = "auto",
         device: str | None = None,
         bits: Bits | None = None,
+        num_gpus: int = 1,
         max_gpu_memory: str | None = None,
         cpu_offloading: bool = False,
         revision: str | None = None,
@@ -50,6 +51,7 @@ class TransformersEngine(BatchedEngine):
             dtype=dtype,
             device=device,
             bits=bits,
+            num_gpus=num_gpus,
             max_gpu_memory=max_gpu_memory,
             cpu_offloading=cpu_offloading,
         )

@@ -27,6 +27,7 @@ from workers.engines.grammar import Matcher
 from workers.engines.transformers_memory import CacheSize
 from workers.engines.transformers_sampling import Drawing, Sampler
 from workers.engines.transformers_scoring import score
+from workers.engines.transformers_spread import layers_of, processor_of
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
 Post: TypeAlias = Callable[[list[Step]], None]
@@ -144,6 +145,7 @@ class Batcher:
         if self._model.device.type == "cuda":
             torch.cuda.set_device(self._model.device)
         half = self._model.dtype in (torch.float16, torch.bfloat16)
+        devices = set(layers_of(self._model).values())
         manager = self._model.init_continuous_batching(
             # Greedy: the sampler decides. An id of -1 means that each request names its own ends.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
@@ -156,12 +158,16 @@ class Batcher:
                 # The sampler reads the tokens of the step before: no two steps at once, no graphs.
                 use_async_batching=False,
                 use_cuda_graph=False,
+                # Only compared with the cache, and with the memory of the first device.
+                max_memory_percent=len(devices) if len(devices) > 1 else None,
             ),
         )
         manager.logit_processor = Sampler(self._drawing, self._on_step, partial(score, self._model))
         manager.output_router = SimpleNamespace(
             deliver_batch=self._deliver, fail_and_deliver=self._give_up
         )
+        if len(devices) > 1:
+            manager.batch_processor = processor_of(manager)
         manager.warmup()
         self._watch_cache(manager.batch_processor.cache)
         _try_out(manager)

@@ -18,6 +18,7 @@ from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
 from workers.engines.loading import checkpoint_files
 from workers.engines.transformers_placement import device_of, placement
+from workers.engines.transformers_spread import connect, is_spread
 from workers.engines.transformers_tokenizer import TransformersTokenizer
 from workers.engines.weights import Weights
 
@@ -104,6 +105,10 @@ def _model(path: str, revision: str | None, weights: Weights) -> Model:
     if not model._supports_attention_backend:  # noqa: SLF001
         # transformers would batch it without a word, and the tokens would be wrong.
         raise EngineError(f"transformers cannot batch a {type(model).__name__}")
+    if model.device.type == "meta":
+        raise EngineError("--max-gpu-memory is too little for the model's embeddings")
+    if is_spread(model):
+        connect(model)
     quantised = getattr(model, "is_quantized", False)
     if weights.dtype == "auto" and where.type == "cpu" and not quantised:
         model = model.to(_cpu_dtype(model.dtype))

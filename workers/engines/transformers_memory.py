@@ -8,16 +8,19 @@ more than there is, the manager takes a running sequence out, and computes it ag
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 from transformers.generation.continuous_batching.utils import (
     find_head_dim,
     find_num_key_value_heads,
 )
 
 from queueserve.errors import EngineError
+from workers.engines.transformers_spread import layers_of
 
 Model: TypeAlias = Any
 Config: TypeAlias = Any
@@ -45,10 +48,19 @@ def positions(config: Config) -> int | None:
     return found if isinstance(found, int) and 0 < found < 1 << 24 else None
 
 
-def _bytes_per_token(model: Model) -> int:
+def _bytes_per_token(model: Model) -> dict[torch.device, int]:
+    """On each device that computes layers."""
     config = model.config.get_text_config()
     heads = find_num_key_value_heads(config) * find_head_dim(config)
-    return int(2 * config.num_hidden_layers * heads * model.dtype.itemsize)
+    layers = layers_of(model)
+    if len(set(layers.values())) == 1:
+        return {model.device: 2 * config.num_hidden_layers * heads * model.dtype.itemsize}
+    # Layers that share no tensor cannot take what layers of another kind leave.
+    kinds = len(group_layers_by_attn_type(config))
+    return {
+        device: 2 * kinds * count * heads * model.dtype.itemsize
+        for device, count in Counter(layers.values()).items()
+    }
 
 
 def _budget(device: Any, one_sequence: int) -> int:
@@ -60,7 +72,7 @@ def _budget(device: Any, one_sequence: int) -> int:
 
 
 def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize:
-    """The sizes for this model on its device.
+    """The sizes for this model on its device, or on each of its devices.
 
     Without `context` it is the model's own, or as much of it as the memory holds. Raises
     EngineError for one that the model or the memory cannot have.
@@ -73,8 +85,10 @@ def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize
     page, chunk = (256, 2048) if on_gpu else (32, 128)
     # A page more than a sequence needs, for the token that is computed last and dropped.
     wanted = context or known or _UNKNOWN_CONTEXT
-    per_token = _bytes_per_token(model)
-    fits = _budget(model.device, (wanted + page) * per_token) // per_token - page
+    fits = -page + min(
+        _budget(device, (wanted + page) * per_token) // per_token
+        for device, per_token in _bytes_per_token(model).items()
+    )
     if fits < min(wanted, page):
         raise EngineError(f"not enough memory for a cache of {page} tokens")
     if context is not None and fits < context:

@@ -37,17 +37,25 @@ def device_of(name: str | None) -> torch.device:
 def placement(weights: Weights, where: torch.device) -> dict[str, Any]:
     """Return the arguments of from_pretrained that say where the weights are.
 
-    What is offloaded is computed on the GPU all the same: accelerate brings it there, layer by
-    layer, in every forward pass. Raises EngineError for what cannot be done on `where`.
+    Several GPUs are `where` and those that follow it. What is offloaded is computed on a GPU all
+    the same: accelerate brings it there, layer by layer, in every forward pass. Raises EngineError
+    for what cannot be done on `where`.
     """
-    if not weights.is_offloaded:
+    if not weights.is_offloaded and weights.num_gpus == 1:
         return {"device_map": {"": where}}
     if where.type != "cuda":
-        raise EngineError(f"offloading is for a GPU: on {where.type} there is nowhere to go")
-    gpu = where.index or 0
-    free = int(torch.cuda.mem_get_info(gpu)[0] * _GPU_WEIGHTS)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "device_map": "auto",
-        "max_memory": {gpu: weights.max_gpu_memory or free, "cpu": memory},
+        what = "sharing a model" if weights.num_gpus > 1 else "offloading"
+        raise EngineError(f"{what} is for GPUs of CUDA's kind, not for {where.type}")
+    gpus = range(where.index or 0, (where.index or 0) + weights.num_gpus)
+    if gpus.stop > torch.cuda.device_count():
+        raise EngineError(
+            f"--num-gpus {weights.num_gpus}: there are {torch.cuda.device_count()} GPUs here"
+            + (f", and the first is to be {where}" if gpus.start else "")
+        )
+    memory: dict[int | str, int | str] = {
+        gpu: weights.max_gpu_memory or int(torch.cuda.mem_get_info(gpu)[0] * _GPU_WEIGHTS)
+        for gpu in gpus
     }
+    if weights.is_offloaded:
+        memory["cpu"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"device_map": "auto", "max_memory": memory}

@@ -15,7 +15,8 @@ class Weights:
     dtype: str = "auto"  # or float32, bfloat16, float16
     device: str | None = None  # as torch calls it
     bits: Bits | None = None  # quantised while they are loaded, by bitsandbytes
-    max_gpu_memory: str | None = None  # of weights, as in "10GiB"; the rest is offloaded
+    num_gpus: int = 1  # that share the layers
+    max_gpu_memory: str | None = None  # of weights on each, as in "10GiB"; the rest is offloaded
     cpu_offloading: bool = False  # what does not fit the GPU waits in the machine's memory
 
     @property

@@ -79,8 +79,29 @@ def test_an_index_too_high_and_a_kind_that_torch_does_not_know_are_named(a_gpu):
         device_of("gpu")
 
 
-def test_several_gpus_are_refused_and_not_ignored(tiny_llama):
-    source = resolve(str(tiny_llama), "transformers")
-    with pytest.raises(EngineError, match="on one GPU: --engine vllm"):
+def test_several_gpus_share_the_layers_and_nothing_waits_elsewhere(a_gpu):
+    shared = placed("cuda", num_gpus=2)
+    assert shared["device_map"] == "auto"
+    assert shared["max_memory"] == {0: int(GPU * 0.7), 1: int(2 * GPU * 0.7)}
+    bound = placed("cuda", num_gpus=2, max_gpu_memory="10GiB")["max_memory"]
+    assert bound.pop("cpu") > 0
+    assert bound == {0: "10GiB", 1: "10GiB"}
+
+
+def test_more_gpus_than_there_are_and_another_kind_are_refused(a_gpu):
+    with pytest.raises(EngineError, match=r"--num-gpus 3: there are 2 GPUs here$"):
+        placed("cuda", num_gpus=3)
+    with pytest.raises(EngineError, match="there are 2 GPUs here, and the first is to be cuda:1"):
+        placed("cuda:1", num_gpus=2)
+    with pytest.raises(
+        EngineError, match="sharing a model is for GPUs of CUDA's kind, not for cpu"
+    ):
+        placed("cpu", num_gpus=2)
+
+
+def test_an_encoder_is_not_shared(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    source = resolve(str(tmp_path), "transformers")
+    with pytest.raises(EngineError, match="an encoder runs on one GPU"):
         make_engine(source, EngineOptions(num_gpus=2))
     make_engine(source, EngineOptions(num_gpus=1))

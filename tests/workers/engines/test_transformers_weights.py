@@ -126,4 +126,4 @@ async def test_an_adapter_without_peft_or_without_its_model_is_refused(adapted, 
 
 @pytest.mark.parametrize("options", [{"cpu_offloading": True}, {"max_gpu_memory": "1GiB"}])
 async def test_offloading_is_for_a_gpu(tiny_llama, options):
-    assert "offloading is for a GPU" in await refusal(tiny_llama, device="cpu", **options)
+    assert "offloading is for GPUs" in await refusal(tiny_llama, device="cpu", **options)
