@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from workers.defaults import Defaults
 from workers.engines.base import Engine
 from workers.engines.encoder_files import use_of_model
 from workers.engines.weights import Bits
+
+log = logging.getLogger(__name__)
 
 _API_KEYS = ("QUEUESERVE_API_BASE_KEY", "OPENAI_API_KEY")  # environment; never an option
 
@@ -32,7 +35,7 @@ class ModelSource:
 class EngineOptions:
     """What an operator may say about an engine; None leaves the choice to it.
 
-    An engine ignores what it has no use for.
+    What an engine has no use for is told and then ignored, as a worker may have several engines.
     """
 
     slots: int | None = None  # sequences at once
@@ -55,6 +58,9 @@ class EngineOptions:
     def cache_dir(self) -> Path | None:
         """Where engines that load weights in a form of their own keep it."""
         return self.data_dir and self.data_dir / "models"
+
+
+_UNSAID = EngineOptions()
 
 
 def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
@@ -204,19 +210,52 @@ class Adapter:
 
     make: Callable[[ModelSource, EngineOptions], Engine]
     modules: tuple[str, ...] = ()
+    uses: frozenset[str] = frozenset()  # keys of `_OPTIONAL`
     extra: str = ""
     takes_arguments: bool = False
     takes_adapters: bool = False
 
 
+_OPTIONAL = {
+    "dtype": "--dtype",
+    "device": "--device",
+    "bits": "--load-8bit and --load-4bit",
+    "max_gpu_memory": "--max-gpu-memory",
+    "cpu_offloading": "--cpu-offloading",
+    "revision": "--revision",
+    "threads": "--threads",
+    "num_gpus": "--num-gpus",
+    "api_base": "--api-base",
+}
+"""Fields of `EngineOptions` that not every engine looks at, and what an operator calls them."""
+
 ADAPTERS = {
     "fake": Adapter(_fake),
-    "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), "llama-cpp"),
-    "mlx": Adapter(_mlx, ("mlx_lm",), "mlx"),
-    "openai": Adapter(_openai),
-    "sglang": Adapter(_sglang, ("sglang",), "sglang", takes_arguments=True, takes_adapters=True),
-    "transformers": Adapter(_transformers, ("torch", "transformers"), "transformers"),
-    "vllm": Adapter(_vllm, ("vllm",), "vllm", takes_arguments=True, takes_adapters=True),
+    "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), frozenset({"threads"}), "llama-cpp"),
+    "mlx": Adapter(_mlx, ("mlx_lm",), frozenset({"dtype", "revision"}), "mlx"),
+    "openai": Adapter(_openai, uses=frozenset({"api_base"})),
+    "sglang": Adapter(
+        _sglang,
+        ("sglang",),
+        frozenset({"dtype", "revision", "num_gpus"}),
+        "sglang",
+        takes_arguments=True,
+        takes_adapters=True,
+    ),
+    "transformers": Adapter(
+        _transformers,
+        ("torch", "transformers"),
+        frozenset(_OPTIONAL) - {"api_base"},
+        "transformers",
+    ),
+    "vllm": Adapter(
+        _vllm,
+        ("vllm",),
+        frozenset({"dtype", "revision", "num_gpus"}),
+        "vllm",
+        takes_arguments=True,
+        takes_adapters=True,
+    ),
 }
 
 
@@ -228,4 +267,7 @@ def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
         raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
     if options.adapters and not adapter.takes_adapters:
         raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm and sglang do")
+    for name, called in _OPTIONAL.items():
+        if name not in adapter.uses and getattr(options, name) != getattr(_UNSAID, name):
+            log.warning("%s: %s has no use for %s", source.name, source.engine, called)
     return adapter.make(source, options)

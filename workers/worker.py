@@ -24,8 +24,9 @@ from workers.marks import Marks
 from workers.prompting import Prompter
 from workers.runner import Runner
 from workers.settings import WorkerSettings
-from workers.templates import choose_template
+from workers.templates import choose_template, load_template
 from workers.templates.dialects import Dialect, choose_dialect
+from workers.templates.render import ChatTemplate
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Worker:
     """Serves one model from one engine until it is told to stop."""
 
     def __init__(self, engine: Engine, settings: WorkerSettings) -> None:
+        """Raises EngineError for settings that no model could mend."""
+        _check(settings)
         self._engine = engine
         self._settings = settings
         self._pool = checked_pool(settings.model_names[0])
@@ -232,6 +235,13 @@ class Worker:
             )
         finally:
             await end({idle})
+
+
+def _check(settings: WorkerSettings) -> None:
+    """Raise what would be raised after minutes of loading."""
+    if settings.chat_template is not None:
+        ChatTemplate(load_template(settings.chat_template), {})
+    choose_dialect(None, tools=settings.tool_parser, reasoning=settings.reasoning_parser)
 
 
 async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:

@@ -204,3 +204,21 @@ def test_a_model_for_vectors_gets_an_engine_for_them_whatever_generates_best():
     assert (source.engine, source.name) == ("transformers", "all-minilm-l6-v2")
     engine = make_engine(source, EngineOptions())
     assert engine.tasks == ("embed", "score")
+
+
+@pytest.mark.parametrize(
+    "engine, options, unused",
+    [
+        ("llama_cpp", {"bits": 4, "device": "cuda", "threads": 2}, ["--load-8bit", "--device"]),
+        ("fake", {"num_gpus": 2, "slots": 3, "context_length": 100}, ["--num-gpus"]),
+        ("transformers", {"dtype": "float32", "device": "cpu"}, []),
+    ],
+)
+def test_an_option_that_an_engine_has_no_use_for_is_told(caplog, engine, options, unused):
+    path = "" if engine == "fake" else "some.gguf" if engine == "llama_cpp" else "org/model"
+    source = ModelSource(path=path, origin=path, engine=engine, name="m")
+    make_engine(source, EngineOptions(**options))
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert len(told) == len(unused)
+    for message, name in zip(told, sorted(unused), strict=True):
+        assert message.startswith(f"m: {engine} has no use for {name}")

@@ -10,6 +10,7 @@ from queueserve.encoding import encode, encode_events
 from queueserve.errors import (
     CancelledJobError,
     ContextLengthExceededError,
+    EngineError,
     IdempotencyConflictError,
     InvalidRequestError,
     NoWorkerError,
@@ -21,6 +22,8 @@ from queueserve.protocol import Delta, Failed, Finished, Job, Orphaned, Started
 from queueserve.queue.producer import Limits
 from workers.engines.base import Sequence
 from workers.engines.fake import FakeEngine
+from workers.settings import WorkerSettings
+from workers.worker import Worker
 
 
 async def test_a_job_is_answered_and_leaves_nothing_behind(house, read):
@@ -390,3 +393,17 @@ async def test_a_models_default_counts_where_the_request_leaves_it_open(house, r
     left_open = [house.job(sampling=seed, unset=("temperature",)) for seed in seeds]
     greedy = [await read(await plane.owner.open(job)) for job in left_open]
     assert greedy[0][1] == greedy[1][1]
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"chat_template": "nothing"}, "no chat template 'nothing'"),
+        ({"tool_parser": "nothing"}, "--tool-parser nothing"),
+        ({"reasoning_parser": "nothing"}, "--reasoning-parser nothing"),
+    ],
+)
+def test_what_no_model_could_mend_is_told_before_one_is_loaded(wrong, says):
+    settings = WorkerSettings(redis_url="redis://", model_names=("m",), **wrong)
+    with pytest.raises(EngineError, match=says):
+        Worker(FakeEngine(), settings)

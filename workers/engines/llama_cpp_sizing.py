@@ -11,6 +11,7 @@ from workers.engines.gguf_header import Header
 DEFAULT_SLOTS = 4
 """On a CPU 4 sequences give 85 to 90 % of the tokens/s of 8 or 16, and each is twice as fast."""
 
+_MAX_SLOTS = 256  # llama.cpp's own bound on the sequences of a context
 _MAX_CONTEXT = 4096  # tokens
 _MAX_CACHE = 2 << 30  # bytes of keys and values, over all slots: they are allocated at the start
 _MIN_CONTEXT = 512
@@ -34,8 +35,11 @@ def cache_bytes_per_token(header: Header) -> int:
 def context_length(header: Header, slots: int, wanted: int | None) -> int:
     """Tokens for one sequence: `wanted`, or what suits the model and a cache of 2 GiB in all.
 
-    Raises EngineError where the model was not trained for so many.
+    Raises EngineError where the model was not trained for so many, or llama.cpp has no so many
+    slots.
     """
+    if slots > _MAX_SLOTS:
+        raise EngineError(f"llama.cpp runs {_MAX_SLOTS} sequences at once, not {slots}")
     trained = header.shape("context_length")
     if not trained:
         raise EngineError("the model does not say its context length, so it is no language model")

@@ -49,12 +49,14 @@ def test_the_default_context_suits_the_model_and_the_memory():
     assert sizing.context_length(header(context_length=256), 4, None) == 256
 
 
-def test_a_wanted_context_is_taken_if_the_model_was_trained_for_it():
+def test_a_wanted_size_is_taken_if_the_model_and_llama_cpp_can_do_it():
     assert sizing.context_length(SEVEN_B, 64, 4096) == 4096
     with pytest.raises(EngineError, match=r"4097 tokens is too long.*trained for 4096"):
         sizing.context_length(SEVEN_B, 1, 4097)
     with pytest.raises(EngineError, match="no language model"):
         sizing.context_length(header(), 1, None)
+    with pytest.raises(EngineError, match="256 sequences at once, not 257"):
+        sizing.context_length(SEVEN_B, 257, None)
 
 
 def test_contexts_are_padded_as_llama_cpp_does():
