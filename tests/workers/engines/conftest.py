@@ -40,23 +40,36 @@ class Result:
     prompt_logprobs: tuple | None
 
 
+@dataclasses.dataclass
+class Gap:
+    """Seconds that the event loop stood still at most, of how many in all."""
+
+    longest: float = 0.0
+    whole: float = 0.0
+
+    def is_short(self, seconds):
+        """Whether it is below; on a machine on which everything takes long, a small part of it."""
+        return 0 < self.longest < max(seconds, self.whole / 4)
+
+
 @contextlib.asynccontextmanager
 async def longest_gap():
-    """Measures how long the event loop runs nothing else at a time; gives a list of one number."""
-    longest = [0.0]
+    """Measures how long the event loop runs nothing else at a time."""
+    gap, began = Gap(), time.monotonic()
 
     async def watch():
         last = time.monotonic()
         while True:
             await asyncio.sleep(0.005)
-            longest[0], last = max(longest[0], time.monotonic() - last), time.monotonic()
+            gap.longest, last = max(gap.longest, time.monotonic() - last), time.monotonic()
 
     watching = asyncio.create_task(watch())
     await asyncio.sleep(0)
     try:
-        yield longest
+        yield gap
         await asyncio.sleep(0.01)
     finally:
+        gap.whole = time.monotonic() - began
         watching.cancel()
 
 
@@ -122,10 +135,10 @@ class Run:
         )
 
     async def gap_while(self, prompt):
-        """Seconds that the event loop stood still at most while the prompt was read."""
-        async with longest_gap() as longest:
+        """How long the event loop stood still while the prompt was read."""
+        async with longest_gap() as gap:
             await self.generate(prompt, max_tokens=2, ignore_eos=True)
-        return longest[0]
+        return gap
 
     async def generate(self, prompt, generated=(), **sampling):
         return await self.end(self.add(prompt, generated, **sampling))
