@@ -44,6 +44,9 @@ def _client(url: str, *, max_connections: int, socket_timeout: float | None) -> 
         "timeout": ANSWER_TIMEOUT,
         "socket_timeout": socket_timeout,
         "retry": Retry(NoBackoff(), 0),
+        # No CLIENT SETINFO: a file of users that allows it keeps Redis 7.0 from starting.
+        "lib_name": None,
+        "lib_version": None,
         **address.options,
     }
     if not address.sentinels:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,9 +55,6 @@ def a_worker_may_die(cluster, client) -> None:
 def secured(start_redis, certificates, free_port, tls_binary, tmp_path):
     """The URL of each user of the server: those of the file, and `admin`."""
     shipped = ACL_FILE.read_text().replace(ACL_MODEL, "m")
-    version = subprocess.run([tls_binary, "--version"], capture_output=True, text=True, check=True)
-    if re.search(r"Redis.* v=7\.[01]\.", version.stdout):
-        shipped = shipped.replace(" +client|setinfo", "")  # as docs/redis.md says
     users = tmp_path / "users.acl"
     users.write_text(f"{shipped}user admin reset on >secret ~* &* +@all\n")
     port = free_port()

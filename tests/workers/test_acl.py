@@ -37,15 +37,16 @@ def commands_of(line: str) -> set[str]:
     return set(re.findall(r"\+([a-z|]+)", line))
 
 
-@pytest.fixture
-def server(start_redis, pytestconfig, tmp_path):
+@pytest.fixture(params=["valkey", "redis-server"])
+def server(request, start_redis, pytestconfig, tmp_path):
     """A server with the users of the file; `url` gives the URL of one of them."""
+    binary = request.getfixturevalue("tls_binary") if request.param == "redis-server" else None
     file = tmp_path / "users.acl"
     shipped = (pytestconfig.rootpath / USERS).read_text().replace(MODEL, "m")
     file.write_text(
         shipped.replace("user default reset off", "user default reset on nopass +@all ~* &*")
     )
-    started = start_redis("--aclfile", str(file))
+    started = start_redis("--aclfile", str(file), binary=binary)
     lines = {line.split()[1]: line for line in shipped.splitlines()}
 
     def url(user: str) -> str:
@@ -54,6 +55,7 @@ def server(start_redis, pytestconfig, tmp_path):
 
     with sync_redis.Redis(port=started.port, decode_responses=True) as admin:
         while True:
+            assert started.process.poll() is None, "it does not know a command of the file"
             with contextlib.suppress(sync_redis.RedisError):
                 admin.ping()
                 break
