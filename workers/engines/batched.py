@@ -14,15 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from queueserve.errors import (
-    ContextLengthExceededError,
-    EngineError,
-    InvalidRequestError,
-    QueueServeError,
-)
+from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
 from queueserve.queue.tasks import Tasks
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
 from workers.engines.grammar import Grammars, Matcher
+from workers.engines.room import tokens_left
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +91,12 @@ class BatchedEngine:
             raise RuntimeError("the engine is not running")
         self.abort(sequence.id)
         key = self._live[sequence.id] = f"{next(self._numbers)}:{sequence.id}"
-        room = self.info.context_length - len(sequence.prompt)
-        problem = self._problem(sequence, room)
-        if problem is not None:
+        try:
+            left = tokens_left(sequence, self.info.context_length)
+            self._check_tokens(sequence)
+        except QueueServeError as problem:
             self._loop.call_soon(self._emit, [(key, Output(sequence.id, error=problem))])
             return
-        wanted = sequence.sampling.max_tokens
-        left = (room if wanted is None else min(room, wanted)) - len(sequence.generated)
         scores = sequence.sampling.prompt_logprobs is not None and not sequence.generated
         if left <= 0 and not scores:
             self._loop.call_soon(self._emit, [(key, Output(sequence.id, finish="length"))])
@@ -136,15 +131,7 @@ class BatchedEngine:
         if self._live.get(sequence.id) == key and self._batcher is not None:
             start(matcher=matcher)
 
-    def _problem(self, sequence: Sequence, room: int) -> QueueServeError | None:
-        if not sequence.prompt:
-            return InvalidRequestError("the prompt is empty", param="prompt")
-        if room <= 0:
-            return ContextLengthExceededError(
-                f"the prompt has {len(sequence.prompt)} tokens, but the model's context is "
-                f"{self.info.context_length} tokens, and the answer must fit in it too",
-                param="messages",
-            )
+    def _check_tokens(self, sequence: Sequence) -> None:
         named = {
             "prompt": {*sequence.prompt, *sequence.generated},
             "logit_bias": sequence.sampling.logit_bias,
@@ -154,8 +141,7 @@ class BatchedEngine:
             # One token that the model has no row for would break the whole batch.
             unknown = next((token for token in tokens if token not in self._vocabulary), None)
             if unknown is not None:
-                return InvalidRequestError(f"the model has no token {unknown}", param=param)
-        return None
+                raise InvalidRequestError(f"the model has no token {unknown}", param=param)
 
     def abort(self, sequence_id: str) -> None:
         """Satisfies `workers.engines.base.Engine`."""

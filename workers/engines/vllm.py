@@ -16,18 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from queueserve.errors import (
-    ContextLengthExceededError,
-    EngineError,
-    InvalidRequestError,
-    QueueServeError,
-    WorkerLostError,
-)
+from queueserve.errors import EngineError, QueueServeError, WorkerLostError
 from queueserve.queue.tasks import Tasks
 from queueserve.tether import Tether
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
 from workers.engines.conversion import loadable
 from workers.engines.loading import in_daemon_thread
+from workers.engines.room import tokens_left
 
 if TYPE_CHECKING:
     from workers.engines.vllm_loading import Loaded
@@ -215,19 +210,10 @@ class VllmEngine:
 
     def _left(self, sequence: Sequence) -> int:
         """How many tokens may come. Raises what speaks against it."""
-        if not sequence.prompt:
-            raise InvalidRequestError("the prompt is empty", param="prompt")
-        room = self.info.context_length - len(sequence.prompt)
-        if room <= 0:
-            raise ContextLengthExceededError(
-                f"the prompt has {len(sequence.prompt)} tokens, but the model's context is "
-                f"{self.info.context_length} tokens, and the answer must fit in it too",
-                param="messages",
-            )
-        wanted = sequence.sampling.max_tokens
-        if wanted == 0 and sequence.sampling.prompt_logprobs is not None:
+        left = tokens_left(sequence, self.info.context_length)
+        if sequence.sampling.max_tokens == 0 and sequence.sampling.prompt_logprobs is not None:
             return 1  # which vLLM draws beside the prompt's scores, and nobody gets
-        return (room if wanted is None else min(room, wanted)) - len(sequence.generated)
+        return left
 
     def _end(self, live: _Live, output: Output) -> None:
         if self._live.get(output.id) is live:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
 from queueserve.protocol import Sampling, TokenLogprob
 from workers.engines.base import Output, Sequence
 from workers.engines.grammar import to_lark
+from workers.engines.penalties import biases
 
 RequestOutput: TypeAlias = Any  # vllm is not followed by mypy
 
@@ -30,7 +30,7 @@ def parameters(
     drawn. Raises InvalidRequestError, and ValueError for values that vLLM refuses.
     """
     own, index = sequence.sampling, len(sequence.generated)
-    bias = _bias(own, sequence.generated)
+    bias = biases(own, sequence.generated)
     ignores_ends = own.ignore_eos
     if sequence.constraint is not None and ignores_ends:
         # Where the constraint is fulfilled nothing but an end may come: it is unlikely, not banned.
@@ -71,20 +71,6 @@ def _seed(own: Sampling, index: int) -> int | None:
         return own.seed
     digest = hashlib.blake2b(f"{own.seed}:{index}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")  # other draws than the first tokens had
-
-
-def _bias(own: Sampling, generated: tuple[int, ...]) -> dict[int, float]:
-    """The bias of tokens, with the penalties for those that another worker has generated.
-
-    vLLM takes them for a part of the prompt, which these penalties leave out. If such a token is
-    generated once more, its presence is penalised once more, too: a bias cannot say "once".
-    """
-    bias = dict(own.logit_bias)
-    if own.presence_penalty or own.frequency_penalty:
-        for token, count in Counter(generated).items():
-            penalty = own.presence_penalty + own.frequency_penalty * count
-            bias[token] = bias.get(token, 0.0) - penalty
-    return bias
 
 
 def _structured(sequence: Sequence) -> StructuredOutputsParams | None:
