@@ -17,10 +17,9 @@ import os
 import signal
 import threading
 from array import array
-from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from queueserve.errors import EngineError
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
@@ -73,7 +72,7 @@ class SglangEngine:
         self._arguments = arguments
         self._cache_dir = cache_dir
         self._serving: Serving | None = None
-        self._theirs: asyncio.AbstractEventLoop  # SGLang's; once it is loaded
+        self._holds = False  # the one place for SGLang in this process
         self._closed = False
         self._live: dict[str, tuple[Sequence, Future[None]]] = {}
         self._died = asyncio.Event()
@@ -83,7 +82,7 @@ class SglangEngine:
         """Satisfies `workers.engines.base.Engine`."""
         if SglangEngine._taken:
             raise EngineError("SGLang runs one model in a process: start a worker for each")
-        SglangEngine._taken = True
+        SglangEngine._taken = self._holds = True
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         # A process of SGLang that fails, and the thread that watches them, send this signal.
@@ -96,7 +95,13 @@ class SglangEngine:
     def _run(self, ready: asyncio.Future[None]) -> None:
         """Load, and be SGLang's event loop until `close`: all of the thread."""
 
-        def settle(error: EngineError | None) -> None:
+        def settle(serving: Serving | None, error: EngineError | None) -> None:
+            if serving is None:
+                self._release()
+            elif self._closed:  # nobody waits for it any more
+                self._end(serving)
+            else:
+                self._serving = serving
             if ready.cancelled():
                 return
             if error is None:
@@ -104,23 +109,25 @@ class SglangEngine:
             else:
                 ready.set_exception(error)
 
-        error = None
+        serving = error = None
         try:
-            self._load()
+            serving = self._load()
         except EngineError as problem:
             error = problem
         except BaseException as problem:  # noqa: BLE001  # SGLang may also call sys.exit
             error = EngineError(f"SGLang cannot start: {problem}")
-        with contextlib.suppress(RuntimeError):  # our loop is closed
-            self._loop.call_soon_threadsafe(settle, error)
-        if error is None:
-            self._theirs.run_forever()
+        with contextlib.suppress(RuntimeError):  # our loop is closed: this process is at its end
+            self._loop.call_soon_threadsafe(settle, serving, error)
+            if serving is not None:
+                serving.loop.run_forever()
+                self._loop.call_soon_threadsafe(self._release)
 
-    def _load(self) -> None:
+    def _load(self) -> Serving:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
-            from workers.engines.sglang_serving import Serving, load  # noqa: PLC0415
+            from workers.engines.sglang_loading import load  # noqa: PLC0415
+            from workers.engines.sglang_serving import Serving  # noqa: PLC0415
         except ImportError as error:
             raise EngineError(
                 f"the sglang engine is not installed ({error}): pip install 'queueserve[sglang]'"
@@ -132,11 +139,18 @@ class SglangEngine:
             arguments=self._arguments,
         )
         self.info, self.tokenizer = loaded.info, loaded.tokenizer
-        serving = Serving(loaded, self._step)
-        if self._closed:  # nobody waits for it any more
-            serving.shutdown()
-            return
-        self._theirs, self._serving = serving.loop, serving
+        return Serving(loaded, self._step)
+
+    def _end(self, serving: Serving) -> None:
+        """Have the thread end SGLang's processes, all children of this one, and itself."""
+        serving.loop.call_soon_threadsafe(serving.shutdown)
+        serving.loop.call_soon_threadsafe(serving.loop.stop)
+
+    def _release(self) -> None:
+        """Make room for another one in this process. Idempotent."""
+        if self._holds:
+            self._holds = SglangEngine._taken = False
+            self._loop.remove_signal_handler(signal.SIGQUIT)
 
     def _step(self, given: list[tuple[Sequence, Output]]) -> None:
         """Take what one step gave, in SGLang's thread."""
@@ -156,15 +170,16 @@ class SglangEngine:
         if outputs:
             self._sink(outputs)
 
-    def _there(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._theirs)
-
     def add(self, sequence: Sequence) -> None:
         """Satisfies `workers.engines.base.Engine`."""
+        serving = self._running()
+        self.abort(sequence.id)
+        self._live[sequence.id] = sequence, serving.submit(serving.generate(sequence))
+
+    def _running(self) -> Serving:
         if self._serving is None:
             raise RuntimeError("the engine is not running")
-        self.abort(sequence.id)
-        self._live[sequence.id] = sequence, self._there(self._serving.generate(sequence))
+        return self._serving
 
     def abort(self, sequence_id: str) -> None:
         """Satisfies `workers.engines.base.Engine`."""
@@ -179,12 +194,8 @@ class SglangEngine:
 
     async def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
         """Satisfies `workers.engines.pooling.Embedder`, for a model with the task "embed"."""
-        if self._serving is None:
-            raise EngineError("the engine is not running")
-        vectors: list[array[float]] = await asyncio.wrap_future(
-            self._there(self._serving.embed(inputs))
-        )
-        return vectors
+        serving = self._running()
+        return await asyncio.wrap_future(serving.submit(serving.embed(inputs)))
 
     async def lost(self) -> str:
         """Satisfies `workers.engines.base.Fallible`."""
@@ -201,10 +212,7 @@ class SglangEngine:
         serving, self._serving = self._serving, None
         if serving is None:
             return
-        self._loop.remove_signal_handler(signal.SIGQUIT)
-        # Ends its processes: all children of this one.
-        self._theirs.call_soon_threadsafe(serving.shutdown)
-        self._theirs.call_soon_threadsafe(self._theirs.stop)
+        self._end(serving)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, _CLOSE_WITHIN)
-        SglangEngine._taken = False
+        self._release()

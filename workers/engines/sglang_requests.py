@@ -9,6 +9,7 @@ from queueserve.errors import EngineError, InvalidRequestError, QueueServeError,
 from queueserve.protocol import TokenLogprob
 from workers.engines.base import Output, Sequence
 from workers.engines.grammar import to_lark
+from workers.engines.penalties import biases
 
 Given: TypeAlias = dict[str, Any]  # one chunk of a stream: "output_ids" and "meta_info"
 
@@ -23,12 +24,9 @@ def parameters(sequence: Sequence, *, left: int, ends: frozenset[int]) -> dict[s
     tokens that end, too, and the end of a constraint: where there are any, the model's own are
     banned instead, and come only where a constraint leaves nothing else.
 
-    Raises InvalidRequestError for what SGLang cannot do, and WorkerLostError for a sequence that it
-    cannot go on with.
     """
     own, index = sequence.sampling, len(sequence.generated)
-    _check(sequence)
-    bias = dict(own.logit_bias)
+    bias = biases(own, sequence.generated)
     bans = own.ignore_eos and (sequence.constraint is not None or own.stop_token_ids)
     if bans:
         bias |= dict.fromkeys(ends.difference(own.stop_token_ids), _BAN)
@@ -50,16 +48,20 @@ def parameters(sequence: Sequence, *, left: int, ends: frozenset[int]) -> dict[s
     }
 
 
-def _check(sequence: Sequence) -> None:
+def check(sequence: Sequence) -> None:
+    """Raise InvalidRequestError for what SGLang cannot do.
+
+    Raises WorkerLostError for a sequence that it cannot go on with.
+    """
     own, bound = sequence.sampling, sequence.constraint is not None
     if bound and own.min_tokens > 0:
         raise InvalidRequestError(
             "the sglang engine cannot bind an output and its least length", param="min_tokens"
         )
-    penalises = own.presence_penalty or own.frequency_penalty or own.repetition_penalty != 1
-    if sequence.generated and (bound or penalises):
+    if sequence.generated and (bound or own.repetition_penalty != 1):
         raise WorkerLostError(
-            "SGLang cannot go on in the middle of an output with a constraint or penalties."
+            "SGLang cannot go on in the middle of an output with a constraint or a repetition "
+            "penalty."
         )
 
 

@@ -1,4 +1,4 @@
-"""What runs in SGLang's thread: from a path to a running Engine, and its requests."""
+"""The requests of an Engine of SGLang, in SGLang's thread."""
 
 from __future__ import annotations
 
@@ -6,164 +6,99 @@ import asyncio
 import math
 import uuid
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from concurrent.futures import Future
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar
 
-import sglang
-from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.io_struct import EmbeddingReqInput
-from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
-from queueserve.errors import (
-    ContextLengthExceededError,
-    EngineError,
-    InvalidRequestError,
-    QueueServeError,
-)
-from workers.engines.base import EngineInfo, Output, Sequence
-from workers.engines.fingerprint import fingerprint
-from workers.engines.loading import checkpoint_files
-from workers.engines.sglang_arguments import engine_args
-from workers.engines.sglang_requests import output, parameters, refusal
-from workers.engines.transformers_tokenizer import TransformersTokenizer
+from queueserve.errors import EngineError, InvalidRequestError, QueueServeError
+from workers.engines.base import Output, Sequence
+from workers.engines.room import tokens_left
+from workers.engines.sglang_loading import Loaded
+from workers.engines.sglang_requests import check, output, parameters, refusal
 
-Llm: TypeAlias = Any  # an Engine: sglang is not followed by mypy
+T = TypeVar("T")
 Step: TypeAlias = Callable[[list[tuple[Sequence, Output]]], None]
-
-_SHORT = 256  # tokens of prompt and answer
-_KEPT_FREE = 4  # a prompt must leave so many more tokens than an answer needs
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model that is ready to run."""
-
-    llm: Llm
-    info: EngineInfo
-    tokenizer: TransformersTokenizer
-    dimensions: int  # of the vectors of a model that gives some
-    ends: frozenset[int]  # the model's own end-of-sequence tokens
-    vocabulary: int
-
-
-def load(
-    path: str, options: Mapping[str, object], *, adapters: Mapping[str, Path], arguments: Many[str]
-) -> Loaded:
-    """Start SGLang, which takes a minute, and describe what it has become.
-
-    Raises EngineError for arguments that SGLang does not know, and for a model that it cannot run.
-    """
-    args = engine_args(path, options, adapters=adapters, given=arguments)
-    llm = None
-    try:
-        llm = Engine(server_args=args)
-        return _described(llm, args, adapters)
-    except Exception as error:  # SGLang raises what it likes
-        if llm is not None:
-            llm.shutdown()
-        raise EngineError(f"SGLang cannot run {path}: {error}") from error
-
-
-def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
-    backend = AutoTokenizer.from_pretrained(
-        args.tokenizer_path or args.model_path,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
-    config, generates = llm.tokenizer_manager.model_config, llm.get_model_info()["is_generation"]
-    at = Path(cached_file(args.model_path, "config.json", revision=args.revision)).parent
-    files = checkpoint_files(at)
-    files += [file for path in adapters.values() for file in path.iterdir() if file.is_file()]
-    traits = [str(config.dtype), args.quantization, *adapters]
-    server = llm.get_server_info()
-    context = server["max_req_input_len"] + _KEPT_FREE
-    info = EngineInfo(
-        engine="sglang",
-        version=sglang.__version__,
-        fingerprint=fingerprint(files, *filter(None, traits)),
-        context_length=context,
-        slots=_slots(server, context),
-        tasks=("chat", "completion") if generates else ("embed",),
-        adapters=tuple(adapters),
-    )
-    dimensions = 0 if generates else config.hidden_size
-    ends = frozenset({*(config.hf_eos_token_id or ()), backend.eos_token_id} - {None})
-    tokenizer = TransformersTokenizer(backend)
-    return Loaded(llm, info, tokenizer, dimensions, ends, config.vocab_size)
-
-
-def _slots(server: Mapping[str, Any], context: int) -> int:
-    """Sequences at once: SGLang's own limit, while each has the cache for a short one."""
-    most: int = server["internal_states"][0]["effective_max_running_requests_per_dp"]
-    tokens: int = server["max_total_num_tokens"]
-    return max(1, min(most, tokens // min(context, _SHORT)))
 
 
 class Serving:
     """The requests of one engine. `step` is called once for all that a step of SGLang gave."""
 
     def __init__(self, loaded: Loaded, step: Step) -> None:
+        self._loaded = loaded
         self._llm = loaded.llm
-        self._context = loaded.info.context_length
-        self._ends = loaded.ends
-        self._vocabulary = loaded.vocabulary
         self.loop: asyncio.AbstractEventLoop = loaded.llm.loop  # SGLang makes it for its thread
         self.dimensions = loaded.dimensions
         self._step = step
         self._given: list[tuple[Sequence, Output]] = []
 
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `work` in SGLang's thread; may be called in any."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
     async def generate(self, sequence: Sequence) -> None:
         """Run a sequence to its end; SGLang drops it when this is cancelled."""
         try:
-            left = self._left(sequence)
+            self._check_tokens((*sequence.prompt, *sequence.generated), param="prompt")
+            left = tokens_left(sequence, self._loaded.info.context_length)
             if left <= 0:
                 self._give(sequence, Output(sequence.id, finish="length"))
                 return
-            first = True
-            async for given in await self._stream(sequence, left):
-                self._give(sequence, output(sequence, given, first=first))
-                first = False
+            await self._check_constraint(sequence)
+            await self._run(sequence, parameters(sequence, left=left, ends=self._loaded.ends))
         except QueueServeError as error:
             self._give(sequence, Output(sequence.id, error=error))
         except Exception as error:  # noqa: BLE001  # SGLang raises what it likes
             self._give(sequence, Output(sequence.id, error=refusal(sequence, error)))
 
-    async def _stream(self, sequence: Sequence, left: int) -> Any:
+    async def _check_constraint(self, sequence: Sequence) -> None:
+        """Raise what speaks against the sequence's constraint, which SGLang would not always say.
+
+        What SGLang's own trial does not find would keep the sequence from ever ending.
+        """
+        if sequence.constraint is not None:
+            await asyncio.to_thread(
+                self._loaded.grammars.matcher, sequence.constraint, sequence.generated
+            )
+        check(sequence)
+
+    async def _run(self, sequence: Sequence, params: dict[str, Any]) -> None:
+        # SGLang aborts all requests whose ids begin with the given one: none does with ours.
+        name = uuid.uuid4().hex
+        first, ended = True, False
+        try:
+            async with aclosing(await self._stream(sequence, params, name)) as stream:
+                async for chunk in stream:
+                    given = output(sequence, chunk, first=first)
+                    first, ended = False, given.finish is not None or given.error is not None
+                    self._give(sequence, given)
+        finally:
+            if not ended:
+                self._llm.tokenizer_manager.abort_request(rid=name)
+        if not ended:
+            raise EngineError("SGLang broke the sequence off without saying why")
+
+    async def _stream(self, sequence: Sequence, params: dict[str, Any], name: str) -> Any:
         asked = sequence.sampling.logprobs
         return await self._llm.async_generate(
             input_ids=[*sequence.prompt, *sequence.generated],
-            sampling_params=parameters(sequence, left=left, ends=self._ends),
+            sampling_params=params,
             stream=True,
             return_logprob=asked is not None,
             top_logprobs_num=asked or 0,
             lora_path=sequence.adapter,
-            # SGLang aborts all requests whose ids begin with the given one: none does with ours.
-            rid=uuid.uuid4().hex,
+            rid=name,
             priority=sequence.priority,
         )
 
-    def _left(self, sequence: Sequence) -> int:
-        """How many tokens may come. Raises what speaks against it."""
-        if not sequence.prompt:
-            raise InvalidRequestError("the prompt is empty", param="prompt")
-        self._check_tokens((*sequence.prompt, *sequence.generated), param="prompt")
-        room = self._context - len(sequence.prompt)
-        if room <= 0:
-            raise ContextLengthExceededError(
-                f"the prompt has {len(sequence.prompt)} tokens, but the model's context is "
-                f"{self._context} tokens, and the answer must fit in it too",
-                param="messages",
-            )
-        wanted = sequence.sampling.max_tokens
-        return (room if wanted is None else min(room, wanted)) - len(sequence.generated)
-
     def _check_tokens(self, tokens: Many[int], *, param: str) -> None:
         """Refuse what would end SGLang's scheduler, and with it this worker."""
-        unknown = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
+        unknown = next(
+            (token for token in tokens if not 0 <= token < self._loaded.vocabulary), None
+        )
         if unknown is not None:
             raise InvalidRequestError(f"the model has no token {unknown}", param=param)
 

@@ -20,7 +20,7 @@ from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from workers.engines.sglang_arguments import engine_args
-from workers.engines.sglang_requests import output, parameters
+from workers.engines.sglang_requests import check, output, parameters
 
 VOCABULARY = 1000
 ENDS = frozenset({2})
@@ -112,13 +112,20 @@ def test_the_models_own_ends_are_banned_where_other_ends_count(asked):
 
 def test_what_sglang_would_not_do_is_refused():
     with pytest.raises(InvalidRequestError, match="sglang"):
-        parameters(sequence(min_tokens=2, constraint=CHOICE), left=20, ends=ENDS)
+        check(sequence(min_tokens=2, constraint=CHOICE))
 
 
-@pytest.mark.parametrize("asked", [{"constraint": CHOICE}, {"presence_penalty": 0.5}])
+@pytest.mark.parametrize("asked", [{"constraint": CHOICE}, {"repetition_penalty": 1.5}])
 def test_what_cannot_go_on_here_goes_elsewhere(asked):
+    check(sequence(**asked))
     with pytest.raises(WorkerLostError):
-        parameters(sequence(generated=(4,), **asked), left=20, ends=ENDS)
+        check(sequence(generated=(4,), **asked))
+
+
+def test_penalties_of_what_another_worker_generated_become_biases():
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.25, "logit_bias": {4: 1.0}}
+    bias = judged(generated=(4, 5, 5), **penalties).logit_bias
+    assert bias == {"4": 0.25, "5": -1.0}
 
 
 def test_requests_are_single_ones():
