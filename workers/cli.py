@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CONFIGURATION_ERROR = os.EX_CONFIG
 """The exit status for what starting again cannot mend: whoever restarts us stops."""
 
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 _model_options = options(
     option(
         "--model-path",
@@ -71,7 +73,7 @@ _engine_options = options(
     ),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
-    option("--dtype", default="auto", help="auto, float32, bfloat16 or float16."),
+    option("--dtype", default="auto", help=f"One of {', '.join(_DTYPES)}."),
     option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
     option("--load-8bit", is_flag=True, help="Quantise the weights to 8 bits (transformers)."),
     option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
@@ -233,6 +235,8 @@ def _worker(
     from workers.settings import WorkerSettings
     from workers.worker import Worker
 
+    if dtype not in _DTYPES:
+        raise InvalidRequestError(f"--dtype {dtype}: it is one of {', '.join(_DTYPES)}")
     source = resolve(path, engine)
     wanted = EngineOptions(
         slots=limit_worker_concurrency,

@@ -36,6 +36,7 @@ def test_one_process_serves_several_models(cluster, until):
         (["--engine", "nothing"], "no engine 'nothing'"),
         (["--model-path", "/nowhere/model.gguf"], "there is no file or directory"),
         (["--model-path", "a", "--model-path", "b", "--model-names", "x"], "once for every"),
+        (["--dtype", "float99"], "one of auto, float32, bfloat16, float16"),
         (["--engine", "fake", "--model-names", "a}b"], "cannot name a model"),
         (["--engine", "fake", "--chat-template", "nothing"], "no chat template"),
     ],

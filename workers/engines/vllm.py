@@ -9,7 +9,6 @@ takes seconds, in the thread that loads.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 from array import array
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from queueserve.errors import EngineError, QueueServeError, WorkerLostError
 from queueserve.queue.tasks import Tasks
-from queueserve.tether import Tether
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
 from workers.engines.conversion import loadable
 from workers.engines.loading import in_daemon_thread
 from workers.engines.room import tokens_left
+from workers.engines.vllm_children import Children
 
 if TYPE_CHECKING:
     from workers.engines.vllm_loading import Loaded
@@ -91,32 +90,31 @@ class VllmEngine:
         self._cache_dir = cache_dir
         self._llm: Llm = None
         self._closed = False
+        self._loading = False
         self._live: dict[str, _Live] = {}
         self._sweeping = False
         self._tasks = Tasks()
-        self._tethers: dict[int, Tether] = {}
+        self._children = Children()
 
     async def start(self, sink: Sink) -> None:
         """Satisfies `workers.engines.base.Engine`."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        tying = self._tasks.start(self._tie(), "tie vLLM's processes to this one")
+        self._loading = True
+        tying = self._tasks.start(self._children.watch(), "tie vLLM's processes to this one")
         try:
-            await in_daemon_thread(self._load)
+            await in_daemon_thread(self._load_or_leave)
         finally:
             tying.cancel()
-            self._tie_children()
+            self._children.tie()
 
-    async def _tie(self) -> None:
-        while True:
-            self._tie_children()
-            await asyncio.sleep(_LOOK)
-
-    def _tie_children(self) -> None:
-        """See to it that vLLM's processes, and the GPU's memory, do not outlive this process."""
-        for child in multiprocessing.active_children():
-            if child.pid is not None and child.pid not in self._tethers:
-                self._tethers[child.pid] = Tether(child.pid, grace=2)
+    def _load_or_leave(self) -> None:
+        try:
+            self._load()
+        finally:
+            self._loading = False
+            if self._closed:
+                self._children.release()
 
     def _load(self) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -281,6 +279,5 @@ class VllmEngine:
                 llm.output_handler.cancel()  # else it takes the end for a failure
             await asyncio.to_thread(llm.shutdown, _CLOSE_WITHIN)
             del self._loaded
-        for tether in self._tethers.values():
-            tether.release()
-        self._tethers.clear()
+        if not self._loading:  # else its processes still come; they end with this one
+            self._children.release()

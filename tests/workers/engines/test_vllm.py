@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from importlib.util import find_spec
 from operator import mul
 from pathlib import Path
@@ -94,12 +95,12 @@ async def test_a_pooling_model_gives_vectors():
     await engine.close()
 
 
-def engine_processes():
-    """The children of this process that are vLLM's."""
+def engine_processes(parent):
+    """The children of a process that are vLLM's."""
     return [
         int(directory.name)
         for directory in Path("/proc").iterdir()
-        if directory.name.isdecimal() and is_engine_of(directory, os.getpid())
+        if directory.name.isdecimal() and is_engine_of(directory, parent)
     ]
 
 
@@ -113,14 +114,14 @@ def is_engine_of(directory, parent):
 
 
 async def test_a_dead_engine_process_is_told_and_gives_nothing_more(make_vllm, make_run):
-    before = set(engine_processes())
+    before = set(engine_processes(os.getpid()))
     run = await make_run(make_vllm(slots=2)).start()
     engine = run.engine
     assert isinstance(engine, Fallible)
     await asyncio.wait_for(engine.back(), 1)
     name = run.add(await run.encode(STORY), max_tokens=400, ignore_eos=True)
     await run.until(lambda: len(run.tokens(name)) >= 3)
-    (pid,) = set(engine_processes()) - before
+    (pid,) = set(engine_processes(os.getpid())) - before
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineDiedError, match="ended"):
         await asyncio.wait_for(engine.lost(), 30)
@@ -130,3 +131,33 @@ async def test_a_dead_engine_process_is_told_and_gives_nothing_more(make_vllm, m
     assert not run.ended(name)  # its jobs go on elsewhere
     assert run.outputs(name) == given
     await engine.close()
+
+
+async def test_processes_of_a_load_that_is_given_up_end_with_their_worker(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    options = ("--engine", "vllm", "--model-path", "minilm", "--redis-url", "redis://127.0.0.1:1")
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workers.cli", *options, "--", "--runner", "pooling"
+    )
+    try:
+        await until(lambda: engine_processes(worker.pid))
+        engines = engine_processes(worker.pid)
+        worker.terminate()
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+    await until(lambda: not any(map(is_engine, engines)))
+
+
+async def until(condition):
+    async with asyncio.timeout(240):
+        while not condition():  # noqa: ASYNC110  # processes have no event for it
+            await asyncio.sleep(0.05)
+
+
+def is_engine(pid):
+    try:
+        return b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
