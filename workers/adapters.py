@@ -61,6 +61,24 @@ class EngineOptions:
 
 
 _UNSAID = EngineOptions()
+_OPTIONAL = {
+    "dtype": "--dtype",
+    "device": "--device",
+    "bits": "--load-8bit and --load-4bit",
+    "max_gpu_memory": "--max-gpu-memory",
+    "cpu_offloading": "--cpu-offloading",
+    "revision": "--revision",
+    "threads": "--threads",
+    "num_gpus": "--num-gpus",
+    "api_base": "--api-base",
+}
+"""Fields of `EngineOptions` that not every engine looks at, and what an operator calls them."""
+
+
+def _tell_unused(source: ModelSource, options: EngineOptions, *, uses: frozenset[str]) -> None:
+    for name, called in _OPTIONAL.items():
+        if name not in uses and getattr(options, name) != getattr(_UNSAID, name):
+            log.warning("%s: %s has no use for %s", source.name, source.engine, called)
 
 
 def _fake(_source: ModelSource, options: EngineOptions) -> Engine:
@@ -89,9 +107,12 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
     use = use_of_model(source.path, options.revision)
     if use != "generate":
+        encoders = frozenset({"dtype", "device", "revision", "threads"})
+        _tell_unused(source, options, uses=encoders)
         return _encoder(source, options, scores=use == "score")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
 
+    _tell_unused(source, options, uses=frozenset(_OPTIONAL) - {"threads", "api_base"})
     return TransformersEngine(
         source.path,
         slots=options.slots,
@@ -216,19 +237,6 @@ class Adapter:
     takes_adapters: bool = False
 
 
-_OPTIONAL = {
-    "dtype": "--dtype",
-    "device": "--device",
-    "bits": "--load-8bit and --load-4bit",
-    "max_gpu_memory": "--max-gpu-memory",
-    "cpu_offloading": "--cpu-offloading",
-    "revision": "--revision",
-    "threads": "--threads",
-    "num_gpus": "--num-gpus",
-    "api_base": "--api-base",
-}
-"""Fields of `EngineOptions` that not every engine looks at, and what an operator calls them."""
-
 ADAPTERS = {
     "fake": Adapter(_fake),
     "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), frozenset({"threads"}), "llama-cpp"),
@@ -245,7 +253,7 @@ ADAPTERS = {
     "transformers": Adapter(
         _transformers,
         ("torch", "transformers"),
-        frozenset(_OPTIONAL) - {"api_base"},
+        frozenset(_OPTIONAL),  # it tells by itself, as its encoders use less
         "transformers",
     ),
     "vllm": Adapter(
@@ -267,7 +275,5 @@ def make_engine(source: ModelSource, options: EngineOptions) -> Engine:
         raise EngineError(f"the {source.engine} engine takes no arguments of its own: {unknown}")
     if options.adapters and not adapter.takes_adapters:
         raise EngineError(f"the {source.engine} engine takes no --lora-modules; vllm and sglang do")
-    for name, called in _OPTIONAL.items():
-        if name not in adapter.uses and getattr(options, name) != getattr(_UNSAID, name):
-            log.warning("%s: %s has no use for %s", source.name, source.engine, called)
+    _tell_unused(source, options, uses=adapter.uses)
     return adapter.make(source, options)

@@ -212,10 +212,15 @@ def test_a_model_for_vectors_gets_an_engine_for_them_whatever_generates_best():
         ("llama_cpp", {"bits": 4, "device": "cuda", "threads": 2}, ["--load-8bit", "--device"]),
         ("fake", {"num_gpus": 2, "slots": 3, "context_length": 100}, ["--num-gpus"]),
         ("transformers", {"dtype": "float32", "device": "cpu"}, []),
+        ("transformers", {"bits": 4, "threads": 2, "api_base": "x"}, ["--threads", "--api-base"]),
+        ("encoder", {"bits": 4, "threads": 2, "revision": "x"}, ["--load-8bit"]),
     ],
 )
-def test_an_option_that_an_engine_has_no_use_for_is_told(caplog, engine, options, unused):
-    path = "" if engine == "fake" else "some.gguf" if engine == "llama_cpp" else "org/model"
+def test_an_option_that_an_engine_has_no_use_for_is_told(caplog, tmp_path, engine, options, unused):
+    path = {"fake": "", "llama_cpp": "some.gguf", "transformers": "org/model"}.get(engine)
+    if engine == "encoder":
+        (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+        engine, path = "transformers", str(tmp_path)
     source = ModelSource(path=path, origin=path, engine=engine, name="m")
     make_engine(source, EngineOptions(**options))
     told = sorted(record.getMessage() for record in caplog.records)
