@@ -107,7 +107,7 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
 def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
     use = use_of_model(source.path, options.revision)
     if use != "generate":
-        encoders = frozenset({"dtype", "device", "revision", "threads"})
+        encoders = frozenset({"dtype", "device", "revision", "threads", "num_gpus"})
         _tell_unused(source, options, uses=encoders)
         return _encoder(source, options, scores=use == "score")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
