@@ -92,8 +92,9 @@ def made_here_and_moved(make):
 
     @functools.wraps(make)
     def tensor(*args, device=None, **kwargs):
-        made = make(*args, **kwargs)
-        return made if device is None else made.to(device)
+        if device is None or torch.device(device).type != KIND:
+            return make(*args, device=device, **kwargs)
+        return make(*args, **kwargs).to(device)
 
     return tensor
 
