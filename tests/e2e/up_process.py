@@ -64,10 +64,11 @@ class Up:
     def workers(self) -> dict[str, int]:
         """Worker id → process id, as registered."""
         with self.redis() as client:
-            return {
-                key.rpartition(":")[2]: int(client.hget(key, "pid"))
-                for key in client.scan_iter("qs:{fake}:worker:*")
-            }
+            keys = list(client.scan_iter("qs:{fake}:worker:*"))
+            pids = [client.hget(key, "pid") for key in keys]  # None: it has left meanwhile
+        return {
+            key.rpartition(":")[2]: int(pid) for key, pid in zip(keys, pids, strict=True) if pid
+        }
 
     def pids(self) -> list[int]:
         """The processes that must not outlive this one: Redis, the workers."""
