@@ -105,8 +105,14 @@ def _model(path: str, revision: str | None, weights: Weights) -> Model:
     if not model._supports_attention_backend:  # noqa: SLF001
         # transformers would batch it without a word, and the tokens would be wrong.
         raise EngineError(f"transformers cannot batch a {type(model).__name__}")
-    if model.device.type == "meta":
-        raise EngineError("--max-gpu-memory is too little for the model's embeddings")
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        # transformers would read these weights from the checkpoint in every step.
+        raise EngineError(
+            f"{path} does not fit: more GPUs (--num-gpus), more of them (--max-gpu-memory) "
+            "or the machine's memory (--cpu-offloading) could hold it"
+        )
+    if model.device.type != where.type:  # offloaded, or everything is in the machine's memory
+        raise EngineError("the GPU has not even room for the model's embeddings")
     if is_spread(model):
         connect(model)
     quantised = getattr(model, "is_quantized", False)

@@ -85,12 +85,13 @@ def two_devices(expected):
     from accelerate import dispatch_model  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
+    from workers.engines import transformers_loading  # noqa: PLC0415
     from workers.engines.transformers_batching import Batcher  # noqa: PLC0415
 
     load = AutoModelForCausalLM.from_pretrained
 
     def load_and_dispatch(*args, **kwargs):
-        model, info = load(*args, **kwargs)
+        model, info = load(*args, **kwargs | {"device_map": {"": "cpu"}})
         parts = {"model.embed_tokens": FIRST, "model.rotary_emb": FIRST}
         parts |= {f"model.layers.{at}": FIRST for at in range(2)}
         parts |= {f"model.layers.{at}": SECOND for at in range(2, len(model.model.layers))}
@@ -100,6 +101,7 @@ def two_devices(expected):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AutoModelForCausalLM, "from_pretrained", load_and_dispatch)
+        patch.setattr(transformers_loading, "device_of", lambda _: FIRST)
         patch.setattr(torch, "tensor", made_here_and_moved(torch.tensor))
         for part, name in ((TransformersEngine, "_load"), (Batcher, "_run")):
             patch.setattr(part, name, within(getattr(part, name)))

@@ -127,3 +127,23 @@ async def test_an_adapter_without_peft_or_without_its_model_is_refused(adapted, 
 @pytest.mark.parametrize("options", [{"cpu_offloading": True}, {"max_gpu_memory": "1GiB"}])
 async def test_offloading_is_for_a_gpu(tiny_llama, options):
     assert "offloading is for GPUs" in await refusal(tiny_llama, device="cpu", **options)
+
+
+async def test_a_model_that_does_not_fit_is_refused_and_not_read_from_disk_in_every_step(
+    tiny_llama, monkeypatch
+):
+    little = {"device_map": "auto", "max_memory": {"cpu": 60_000}}
+    monkeypatch.setattr("workers.engines.transformers_loading.placement", lambda *_: little)
+    assert "does not fit: more GPUs (--num-gpus)" in await refusal(tiny_llama)
+
+
+async def test_a_gpu_without_room_for_anything_is_not_left_out_silently(tiny_llama, monkeypatch):
+    """Then accelerate leaves the whole model in the machine's memory."""
+    monkeypatch.setattr(
+        "workers.engines.transformers_loading.device_of", lambda _: torch.device("cuda")
+    )
+    monkeypatch.setattr(
+        "workers.engines.transformers_loading.placement", lambda *_: {"device_map": {"": "cpu"}}
+    )
+    message = await refusal(tiny_llama, device="cuda", cpu_offloading=True)
+    assert "not even room for the model's embeddings" in message
