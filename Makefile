@@ -57,9 +57,9 @@ test coverage: install
 # vLLM needs other versions than the rest, so it has an environment of its own. Its own warnings are
 # not ours to mend. One process: an engine takes both cores.
 test-engines: .venv/.mlx .venv-vllm/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -k mlx tests/workers/engines/test_contract.py \
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -k mlx tests/workers/engines/contract \
 	  tests/workers/engines/test_mlx.py tests/e2e/test_api_table.py $(ARGS)
-	$(PYTEST_VLLM) -k vllm tests/workers/engines/test_contract.py tests/workers/engines/test_vllm.py \
+	$(PYTEST_VLLM) -k vllm tests/workers/engines/contract tests/workers/engines/test_vllm.py \
 	  tests/e2e/test_api_table.py $(ARGS)
 
 # For example: make chaos ARGS="storm --requests 20000 --faults 300 --seconds 600 --seed 7"

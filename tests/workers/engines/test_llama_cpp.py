@@ -1,4 +1,4 @@
-"""The llama_cpp engine on a real model; what all engines do is in test_contract.py."""
+"""The llama_cpp engine on a real model; what all engines do is in contract/."""
 
 import asyncio
 import importlib.util

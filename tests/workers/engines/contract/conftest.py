@@ -1,0 +1,125 @@
+"""What every engine must do: the engines. An adapter is done when the tests beside this pass."""
+
+import dataclasses
+from importlib.util import find_spec
+
+import pytest
+import pytest_asyncio
+
+from workers.engines.fake import FakeEngine
+from workers.engines.fake_faults import FaultyEngine
+
+# Two tokens whose log-probabilities are this close may change places.
+NEAR = 1e-3  # in float32
+NEAR_IN_BFLOAT16 = 0.1
+
+
+@dataclasses.dataclass
+class Subject:
+    """A started engine, and what the contract leaves to it."""
+
+    run: object
+    seeds: bool = True  # a draw repeats with its seed
+    scores_first: bool = True  # log-probabilities are taken before biases
+    truncates: bool = True  # top_k, top_p and min_p bear on the draw
+    repeats_draws: bool = True  # a drawn sequence goes on exactly elsewhere, not a greedy one only
+    continues_constraints: bool = True  # also in the middle of an output
+    binds_length: bool = True  # takes min_tokens beside a constraint
+    near: float = NEAR
+
+    def assert_same(self, expected, result):
+        """Up to a near tie; `expected` must have the logprobs of the two most likely tokens."""
+        for at, (token, other) in enumerate(zip(expected.tokens, result.tokens, strict=False)):
+            if token != other:
+                (_, first), (runner_up, second) = expected.logprobs[at].top
+                assert other == runner_up, f"token {at}"
+                assert first - second < self.near, f"token {at}"
+                return
+        assert len(expected.tokens) == len(result.tokens)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def fake(make_run):
+    engine = FakeEngine(slots=4, context_length=256, tick=0)
+    yield Subject(await make_run(engine).start(), truncates=False)
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def faulty(make_run):
+    engine = FaultyEngine(slots=4, context_length=256, tick=0)
+    yield Subject(await make_run(engine).start(), truncates=False)
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def llama_cpp(make_run, smollm2_gguf):
+    from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
+
+    engine = LlamaCppEngine(str(smollm2_gguf), slots=4, context_length=256)
+    yield Subject(await make_run(engine).start(), repeats_draws=False)
+    await engine.close()
+
+
+@pytest.fixture(scope="session")
+def transformers(transformers_run):
+    return Subject(transformers_run)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mlx(make_run, random_llama):
+    """A small model: MLX's kernels for CPUs give SmolLM2 one token a second."""
+    from workers.engines.mlx import MlxEngine  # noqa: PLC0415
+
+    engine = MlxEngine(str(random_llama(24)), slots=4, context_length=256, dtype="float32")
+    yield Subject(await make_run(engine).start())
+    await engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm(vllm_run):
+    return Subject(vllm_run, repeats_draws=False, continues_constraints=False, binds_length=False)
+
+
+@pytest.fixture(scope="session")
+def sglang(sglang_run, on_gpu):
+    """Seeds need --enable-deterministic-inference, which SGLang does not know on CPUs."""
+    return Subject(
+        sglang_run,
+        seeds=on_gpu,
+        scores_first=False,
+        repeats_draws=on_gpu,
+        continues_constraints=False,
+        binds_length=False,
+        near=NEAR_IN_BFLOAT16 if on_gpu else NEAR,
+    )
+
+
+# Where they are installed: the first two by `make test-engines`.
+_HEAVY = [
+    engine
+    for engine, module in (("mlx", "mlx_lm"), ("vllm", "vllm"), ("sglang", "sglang"))
+    if find_spec(module)
+]
+ENGINES = ["fake", "faulty", "llama_cpp", "transformers", *_HEAVY]
+
+
+@pytest.fixture(params=ENGINES)
+def subject(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def run(subject):
+    return subject.run
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def story(run):
+    return await run.encode("Once upon a time there was a")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def eos(run):
+    (token,) = await run.encode(run.engine.tokenizer.special_tokens["eos_token"])
+    return token
