@@ -69,7 +69,8 @@ def resolve(
     path, name = _located(origin)
     is_gguf = path.endswith(".gguf")
     if engine == "auto":
-        vllm = not is_gguf and installed("vllm") and cuda() and use_of_model(path) == "generate"
+        whole = not is_gguf and not _is_adapter(Path(path))
+        vllm = whole and installed("vllm") and cuda() and use_of_model(path) == "generate"
         engine = "llama_cpp" if is_gguf else "vllm" if vllm else "transformers"
     if engine == "llama_cpp" and not is_gguf:
         raise EngineError(f"llama_cpp runs GGUF files; {path} is none: try --engine transformers")
@@ -110,8 +111,13 @@ def _located(model_path: str) -> tuple[str, str]:
     return model_path, _last_part(model_path)
 
 
+def _is_adapter(directory: Path) -> bool:
+    """Whether a directory has a PEFT adapter, which transformers merges into its base model."""
+    return (directory / "adapter_config.json").exists()
+
+
 def _gguf_in(directory: Path) -> Path | None:
-    if (directory / "config.json").exists():
+    if (directory / "config.json").exists() or _is_adapter(directory):
         return None
     files = sorted(directory.glob("*.gguf"))
     if len(files) != 1:

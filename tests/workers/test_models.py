@@ -61,6 +61,13 @@ def test_the_engine_and_the_name_of_a_model(place, path, engine, expected):
     assert source == str(Path(path))
 
 
+def test_an_adapter_is_a_model_for_transformers_wherever_it_is(place):
+    (place / "tuned").mkdir()
+    (place / "tuned/adapter_config.json").write_text("{}")
+    path, engine, name = found("tuned", cuda=everything)
+    assert (Path(path), engine, name) == (Path("tuned"), "transformers", "tuned")
+
+
 def test_a_gpu_is_for_vllm_where_it_is_installed(place):
     assert found("vicuna-7b-v1.5", cuda=everything)[1] == "vllm"
     assert found("vicuna-7b-v1.5", "transformers", cuda=everything)[1] == "transformers"
