@@ -25,6 +25,8 @@ def carried(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
             calls.append({"id": last_call, "type": "function", "function": function})
         if calls:
             fields["tool_calls"] = calls
+        elif message.content is None:  # an answer that refused, or that did nothing but think
+            fields["content"] = message.refusal or ""
         if message.role == "function":
             fields |= {"role": "tool", "tool_call_id": last_call}
         out.append(fields)

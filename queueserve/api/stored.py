@@ -121,7 +121,11 @@ class Responses:
         """
         if previous is None:
             return Earlier()
-        last = await self.get(owner, previous)
+        try:
+            last = await self.get(owner, previous)
+        except ResponseNotFoundError as error:
+            error.param = "previous_response_id"
+            raise
         if last.status not in ("completed", "incomplete"):
             raise InvalidRequestError(
                 f"The previous response is {last.status}.", param="previous_response_id"

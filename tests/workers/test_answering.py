@@ -109,6 +109,12 @@ async def test_a_worker_may_cut_whatever_is_too_long(house, plane, ask):
     assert (await answer(plane, ask("embed", "abcde"))).prompt_tokens == 4
 
 
+async def test_a_token_that_the_model_does_not_have_is_refused(house, plane, ask):
+    await house.worker()
+    with pytest.raises(InvalidRequestError, match="no token 99999"):
+        await answer(plane, ask("embed", (BOS, 99999)))
+
+
 async def test_no_tokens_are_no_input(house, plane, ask):
     await house.worker()
     with pytest.raises(InvalidRequestError, match=r"input\[1\] is empty"):

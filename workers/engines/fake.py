@@ -257,6 +257,9 @@ class FakeEngine:
     async def embed(self, inputs: list[tuple[int, ...]]) -> list[array[float]]:
         """Return vectors that are alike where the tokens are; each takes a tick."""
         vectors = []
+        unknown = next((t for tokens in inputs for t in tokens if t >= len(VOCABULARY)), None)
+        if unknown is not None:
+            raise InvalidRequestError(f"the model has no token {unknown}", param="input")
         for tokens in inputs:
             await asyncio.sleep(self._tick)
             self.steps += 1

@@ -80,11 +80,18 @@ class Message(Schema):
     tool_call_id: CallId | None = None
     function_call: CalledFunction | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it has neither a text of any kind nor calls."""
+        texts = (self.content, self.refusal, self.reasoning_content)
+        return all(text is None for text in texts) and not (self.tool_calls or self.function_call)
 
     @property
     def chars(self) -> int:
         """The length of the text."""
-        texts = [self.reasoning_content or ""]
+        texts = [self.reasoning_content or "", self.refusal or ""]
         if isinstance(self.content, str):
             texts.append(self.content)
         else:
@@ -103,6 +110,8 @@ class Message(Schema):
     def _is_whole(self) -> Self:
         if self.content is None and self.role != "assistant":
             raise invalid(f"A message of role {self.role!r} needs a content")
+        if self.says_nothing:
+            raise invalid("A message of role 'assistant' needs a content, or calls")
         if self.role == "tool" and self.tool_call_id is None:
             raise invalid("A message of role 'tool' needs the tool_call_id of the call it answers")
         if self.role == "function" and self.name is None:

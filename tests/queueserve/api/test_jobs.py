@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from queueserve.api.jobs import Identity, chat_jobs, completion_jobs, tenant_of
 from queueserve.api.schemas.chat import ChatCompletionRequest
@@ -177,6 +178,26 @@ def test_messages_keep_what_templates_may_use():
         {"role": "tool", "tool_call_id": "c1", "content": "7"},
         {"role": "user", "name": "bob", "content": "b"},
     )
+
+
+@pytest.mark.parametrize(
+    "said, content",
+    [
+        ({"refusal": "I cannot."}, "I cannot."),
+        ({"reasoning_content": "Hm"}, ""),
+        ({"content": "a", "refusal": "b"}, "a"),
+    ],
+)
+def test_an_answer_without_a_content_has_one_for_the_template(said, content):
+    (_, message, _) = chat(messages=[USER, {"role": "assistant", **said}, USER])[0].messages
+    assert message["content"] == content
+    assert "refusal" not in message
+
+
+@pytest.mark.parametrize("said", [{}, {"content": None}, {"content": None, "tool_calls": []}])
+def test_an_answer_that_says_nothing_at_all_is_refused(said):
+    with pytest.raises(ValidationError, match="needs a content, or calls"):
+        chat(messages=[USER, {"role": "assistant", **said}])
 
 
 @pytest.mark.parametrize(

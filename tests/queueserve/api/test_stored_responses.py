@@ -95,6 +95,12 @@ async def test_a_response_goes_on_from_the_ones_before(api, responses):
     assert (caught.value.param, caught.value.code) == ("previous_response_id", "response_not_found")
 
 
+async def test_a_response_that_is_not_there_cannot_be_gone_on_from(responses):
+    with pytest.raises(openai.NotFoundError) as caught:
+        await responses.create(input="Hello", previous_response_id="resp_nothing", **GREEDY)
+    assert (caught.value.param, caught.value.code) == ("previous_response_id", "response_not_found")
+
+
 async def test_input_items_come_in_pages(responses):
     items = [
         {"role": "user", "content": "a"},
