@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -43,14 +44,24 @@ def redis_server(tmp_path_factory):
         yield server
 
 
+_PORTS = 2_000  # of each test process
+
+
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """A port that stays free: no test process has those of another, and no connection gets them.
+
+    The kernel gives connections ports from 32768 on.
+    """
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for port in random.sample(range(16_000 + own * _PORTS, 16_000 + (own + 1) * _PORTS), _PORTS):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    pytest.fail("no port is free")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port():
-    """Gives ports that are free now."""
+    """Gives ports that are free, and stay so until somebody asks for them."""
     return _free_port
 
 

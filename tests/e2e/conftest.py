@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,12 +22,6 @@ HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
 BOUND = 60.0  # seconds that any single wait may take, on however busy a machine
 # Sets that get their TTL with the reaper's next look, for which the end of a test does not wait.
 NOT_YET = {"alive", "alone", "apis", "due", "free", "queue"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, what: str, seconds: float = BOUND):
@@ -46,8 +40,9 @@ def wait_for(condition, what: str, seconds: float = BOUND):
 class Cluster:
     """The processes of one test; all of them end with it."""
 
-    def __init__(self, redis_url: str, logs: Path) -> None:
+    def __init__(self, redis_url: str, logs: Path, free_port: Callable[[], int]) -> None:
         self.redis_url = redis_url
+        self.free_port = free_port
         self.redis = sync_redis.Redis.from_url(redis_url, decode_responses=True)
         self.logs = logs
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -80,7 +75,7 @@ class Cluster:
     def api(self, *options: str):
         """An API server that answers: its base URL and process."""
         self.has_api = True
-        port = free_port()
+        port = self.free_port()
         process = self.start(
             "queueserve.cli",
             *("serve", "--port", str(port), "--redis-url", self.redis_url),
@@ -132,10 +127,10 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(redis_url, tmp_path):
+def cluster(redis_url, tmp_path, free_port):
     logs = tmp_path / "logs"
     logs.mkdir()
-    cluster = Cluster(redis_url, logs)
+    cluster = Cluster(redis_url, logs, free_port)
     yield cluster
     cluster.close()
     print(cluster.log())

@@ -18,8 +18,8 @@ def ask(client):
 
 
 @pytest.fixture
-def own_server(tmp_path):
-    with EmbeddedRedis(tmp_path / "own", port=0) as server:
+def own_server(tmp_path, free_port):
+    with EmbeddedRedis(tmp_path / "own", port=free_port()) as server:
         yield server
 
 

@@ -20,9 +20,9 @@ LEASE = 2.0  # seconds, of what must expire, or outlast it
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, free_port):
     """A server of this test's own, which it may kill."""
-    with EmbeddedRedis(tmp_path / "redis", port=0) as server:
+    with EmbeddedRedis(tmp_path / "redis", port=free_port()) as server:
         yield server
 
 

@@ -23,14 +23,12 @@ RUN = "from queueserve.api.server import run; from queueserve.settings import Ap
 
 
 @pytest.fixture
-async def process(redis_url, until):
+async def process(redis_url, until, free_port):
     """Start `run(ApiSettings(…))` in a process of its own; gives it, with its address."""
     started = []
 
     async def start(scheme="http", **settings):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         given = {"port": port, "redis_url": redis_url} | settings
         command = (sys.executable, "-c", f"{RUN}run(ApiSettings(**{given!r}))")
         child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)

@@ -40,8 +40,8 @@ async def test_the_running_reaper_ends_what_is_due(pool, functions):
     assert event[:4] == ["failed", "j", 0, "no_worker"]
 
 
-async def test_a_reaper_that_finds_no_redis_tries_again(tmp_path, keys):
-    with EmbeddedRedis(tmp_path, port=0) as server:
+async def test_a_reaper_that_finds_no_redis_tries_again(tmp_path, keys, free_port):
+    with EmbeddedRedis(tmp_path, port=free_port()) as server:
         redis = open_redis(server.url)
         server.kill()
         reaper = Reaper(Functions(redis), keys, heartbeat_timeout=15)
