@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,12 +30,9 @@ from queueserve.options import (
 
 if TYPE_CHECKING:
     from queueserve.queue.orders import Load
-    from workers.engines.weights import Bits
 
 CONFIGURATION_ERROR = os.EX_CONFIG
 """The exit status for what starting again cannot mend: whoever restarts us stops."""
-
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _model_options = options(
     option(
@@ -73,7 +69,7 @@ _engine_options = options(
     ),
     option("--limit-worker-concurrency", type=COUNT, help="Slots. Default: the engine's choice."),
     option("--context-length", type=COUNT, help="Tokens of prompt and answer together."),
-    option("--dtype", default="auto", help=f"One of {', '.join(_DTYPES)}."),
+    option("--dtype", default="auto", help="auto, float32, bfloat16 or float16."),
     option("--device", help="cpu, cuda, mps, xpu or npu (transformers)."),
     option("--load-8bit", is_flag=True, help="Quantise the weights to 8 bits (transformers)."),
     option("--load-4bit", is_flag=True, help="Quantise the weights to 4 bits (transformers)."),
@@ -147,13 +143,14 @@ def main(log_level: str, log_format: Any, **settings: Any) -> None:
 
     What follows -- goes to the engine, as in: --engine vllm -- --gpu-memory-utilization 0.8
     """
-    from queueserve import logs
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the event loop looks at it
+    from queueserve import logs
+    from workers.assembly import make_workers
+
     logs.configure(log_level, log_format)
     settings["redis_url"] = settings["redis_url"] or "redis://127.0.0.1:6379/0"
     try:
-        workers = _workers(**settings)
+        workers = make_workers(**settings)
     except QueueServeError as error:
         _give_up(error)
     failure: BaseException | None = None
@@ -186,106 +183,9 @@ def _end(status: int, *, at_once: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-def _workers(
-    *,
-    model_path: Sequence[str],
-    model_names: Sequence[str],
-    chat_template: str | None,
-    engine: str,
-    redis_url: str,
-    **settings: Any,
-) -> list[Any]:
-    paths: Sequence[str | None] = model_path or (None,)
-    if model_names and len(model_names) != len(paths):
-        raise InvalidRequestError("--model-names must be given once for every --model-path")
-    names: Sequence[str] = model_names or ("",) * len(paths)
-    return [
-        _worker(path, called, chat_template, engine, redis_url, **settings)
-        for path, called in zip(paths, names, strict=True)
-    ]
-
-
-def _worker(
-    path: str | None,
-    called: str,
-    chat_template: str | None,
-    engine: str,
-    redis_url: str,
-    *,
-    limit_worker_concurrency: int | None,
-    fake_tick: float,
-    context_length: int | None,
-    dtype: str,
-    device: str | None,
-    load_8bit: bool,
-    load_4bit: bool,
-    max_gpu_memory: str | None,
-    cpu_offloading: bool,
-    revision: str | None,
-    threads: int | None,
-    data_dir: Path | None,
-    num_gpus: int | None,
-    lora_modules: Sequence[str],
-    api_base: str | None,
-    engine_arguments: tuple[str, ...],
-    **settings: Any,
-) -> Any:
-    from workers.adapters import EngineOptions, make_engine
-    from workers.models import resolve
-    from workers.settings import WorkerSettings
-    from workers.worker import Worker
-
-    if dtype not in _DTYPES:
-        raise InvalidRequestError(f"--dtype {dtype}: it is one of {', '.join(_DTYPES)}")
-    source = resolve(path, engine)
-    wanted = EngineOptions(
-        slots=limit_worker_concurrency,
-        context_length=context_length,
-        dtype=dtype,
-        device=device,
-        bits=_bits(load_8bit=load_8bit, load_4bit=load_4bit),
-        max_gpu_memory=max_gpu_memory,
-        cpu_offloading=cpu_offloading,
-        revision=revision,
-        threads=threads,
-        data_dir=data_dir,
-        num_gpus=num_gpus,
-        adapters=tuple(map(_adapter, lora_modules)),
-        arguments=engine_arguments,
-        api_base=api_base,
-        tick=fake_tick,
-    )
-    names = tuple(name.strip() for name in called.split(",") if name.strip()) or (source.name,)
-    return Worker(
-        make_engine(source, wanted),
-        WorkerSettings(
-            redis_url=redis_url,
-            model_names=names,
-            chat_template=chat_template,
-            model_path=source.origin,
-            defaults=source.sampling,
-            **settings,
-        ),
-    )
-
-
-def _adapter(module: str) -> tuple[str, Path]:
-    name, is_given, directory = module.partition("=")
-    if not (name and is_given and Path(directory).is_dir()):
-        raise InvalidRequestError(f"--lora-modules wants NAME=DIRECTORY, not {module!r}")
-    return name, Path(directory)
-
-
-def _bits(*, load_8bit: bool, load_4bit: bool) -> Bits | None:
-    if load_8bit and load_4bit:
-        raise InvalidRequestError("--load-8bit and --load-4bit are two things: choose one")
-    if load_8bit:
-        return 8
-    return 4 if load_4bit else None
-
-
 async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
     from queueserve import garbage
+    from workers.assembly import make_workers
     from workers.host import Host
 
     def make(order: Load) -> Any:
@@ -293,7 +193,7 @@ async def _serve(workers: list[Any], settings: dict[str, Any]) -> None:
         names = ",".join(order.model_names)
         asked = {"model_path": [order.model_path], "model_names": [names], "engine": order.engine}
         others = {"lora_modules": (), "engine_arguments": ()}  # belong to another model
-        return _workers(**settings | asked | others)[0]
+        return make_workers(**settings | asked | others)[0]
 
     garbage.settle()
     stop = asyncio.Event()
