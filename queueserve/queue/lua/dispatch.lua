@@ -92,12 +92,13 @@ end
 
 local function assign(root, id, rank, worker, time)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached', 'api', 'body', 'resume')
+  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached', 'api', 'body', 'resume',
+    'attempts')
   local epoch = next_epoch(root, tonumber(fields[1] or 0), time)
   dequeue(root, id, fields[2])
   fair_advance(root, rank)
-  redis.call('HSET', job, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time)
-  redis.call('HINCRBY', job, 'attempts', 1)
+  redis.call('HSET', job, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time,
+    'attempts', number(fields[8], 0) + 1)
   look_at(root, id, tonumber(fields[3]), fields[3], fields[4])
   redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
   redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
@@ -162,10 +163,11 @@ end
 
 -- Nothing waits, so the counts are nought, whatever became of the jobs. With a slot free besides, nobody
 -- owes anybody anything.
-local function forget(root, time)
-  redis.call('DEL', key(root, 'waiting'))
-  if lowest_load(root, time) then
-    redis.call('DEL', key(root, 'fair'))
+local function forget(root)
+  if redis.call('ZCARD', key(root, 'free')) > 0 then
+    redis.call('DEL', key(root, 'waiting'), key(root, 'fair'))
+  else
+    redis.call('DEL', key(root, 'waiting'))
   end
 end
 
@@ -174,7 +176,7 @@ local function dispatch(root, time)
   while true do
     local head = redis.call('ZRANGE', key(root, 'queue'), 0, 0, 'WITHSCORES')
     if not head[1] then
-      return forget(root, time)
+      return forget(root)
     end
     local worker = lowest_load(root, time) or spare(root, head[1], time)
     if not worker then

@@ -43,10 +43,15 @@ local function fair_correct(root, class, tenant, difference, weight)
   end
 end
 
+local FEW = 16 -- fields that are not worth looking through
+
 -- Forget two random tenants that have caught up with V: amortised over the submits, the hash stays as
 -- small as the number of tenants that are ahead.
 local function fair_prune(root)
   local fair = key(root, 'fair')
+  if redis.call('HLEN', fair) <= FEW then
+    return
+  end
   for _, field in ipairs(redis.call('HRANDFIELD', fair, 2)) do
     local class, tenant = string.match(field, '^%a+:(%d+):(.*)$')
     if class then

@@ -36,8 +36,7 @@ local function finish(keys, args)
   if outcome == 'cancelled' then
     end_stopped(root, id, fields[4] or outcome)
   else
-    end_job(root, id, outcome, args[5])
-    redis.call('PEXPIRE', key(root, 'job', id), args[7] or RESULT_MS)
+    end_job(root, id, outcome, args[5], args[7])
   end
   count_rate(root, time)
   offer(root, worker, time)

@@ -1,17 +1,19 @@
 -- The ends of a job, and the way from a lost worker to the next one.
 
--- `result` is what a late reader may still fetch: JSON, or ''.
-local function end_job(root, id, state, result)
+-- `result` is what a late reader may still fetch: JSON, or ''. `keep_ms`: for how long.
+local function end_job(root, id, state, result, keep_ms)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'tenant', 'api')
+  local fields = redis.call('HMGET', job, 'tenant', 'api', 'state')
   if fields[1] then
-    dequeue(root, id, fields[1])
+    if fields[3] ~= 'running' then
+      dequeue(root, id, fields[1])
+    end
     redis.pcall('SREM', key(root, 'by_api', fields[2]), id)
   end
   redis.call('ZREM', key(root, 'due'), id)
   redis.call('HDEL', job, 'body', 'resume', 'cancel')
   redis.call('HSET', job, 'state', state, 'result', result)
-  redis.call('PEXPIRE', job, RESULT_MS)
+  redis.call('PEXPIRE', job, keep_ms or RESULT_MS)
 end
 
 local TIME_OVER = 'The request did not finish within its time limit.'

@@ -12,7 +12,7 @@
 
 local function standing(root, id, verdict)
   local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'result')
-  local rank = redis.call('ZRANK', key(root, 'queue'), id)
+  local rank = fields[1] == 'queued' and redis.call('ZRANK', key(root, 'queue'), id)
   return { verdict, fields[1] or '', tonumber(fields[2] or 0), fields[3] or '',
     rank and rank + 1 or 0, fields[4] or '' }
 end
