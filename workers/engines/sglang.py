@@ -1,7 +1,7 @@
 """The SGLang engine: its Engine in a thread of this process, its scheduler in others.
 
-Never run on a GPU. A part of the contract ran on SGLang 0.5.23 on a CPU (docs/engines.md), where
-seeds cannot count and log-probabilities come after biases.
+The contract passes on SGLang 0.5.23 on a CPU, where seeds cannot count and log-probabilities come
+after biases. On a GPU a part of it has run (docs/engines.md).
 
 The adapter has a thread and an event loop of its own, for three reasons: on the main thread SGLang
 takes the signals of this process for itself; its processes end with the thread that started them
@@ -19,10 +19,12 @@ import threading
 from array import array
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from queueserve.errors import EngineError
+from queueserve.queue.tasks import Tasks
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.children import Children
 from workers.engines.conversion import loadable
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class SglangEngine:
     steps: int = 0
 
     _taken = False  # whether this process has one
+    # Kept, as is all that their tracebacks hold: if what a load leaves of SGLang were collected,
+    # ZeroMQ would wait there, in whatever thread, for sockets that are closed only later.
+    _failures: ClassVar[list[BaseException]] = []
 
     def __init__(
         self,
@@ -76,6 +81,8 @@ class SglangEngine:
         self._closed = False
         self._live: dict[str, tuple[Sequence, Future[None]]] = {}
         self._died = asyncio.Event()
+        self._tasks = Tasks()
+        self._children: Children  # from start
         self._thread: threading.Thread | None = None
 
     async def start(self, sink: Sink) -> None:
@@ -83,23 +90,30 @@ class SglangEngine:
         if SglangEngine._taken:
             raise EngineError("SGLang runs one model in a process: start a worker for each")
         SglangEngine._taken = self._holds = True
+        self._children = Children()
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         # A process of SGLang that fails, and the thread that watches them, send this signal.
         self._loop.add_signal_handler(signal.SIGQUIT, self._died.set)
         ready: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="sglang", daemon=True)
+        tying = self._tasks.start(self._children.watch(), "tie SGLang's processes to this one")
         self._thread.start()
-        await ready
+        try:
+            await ready
+        finally:
+            tying.cancel()
+            self._children.tie()
 
     def _run(self, ready: asyncio.Future[None]) -> None:
         """Load, and be SGLang's event loop until `close`: all of the thread."""
 
         def settle(serving: Serving | None, error: EngineError | None) -> None:
             if serving is None:
+                self._children.end()
                 self._release()
             elif self._closed:  # nobody waits for it any more
-                self._end(serving)
+                serving.stop()
             else:
                 self._serving = serving
             if ready.cancelled():
@@ -109,17 +123,19 @@ class SglangEngine:
             else:
                 ready.set_exception(error)
 
-        serving = error = None
+        serving, error = None, None
         try:
             serving = self._load()
-        except EngineError as problem:
-            error = problem
         except BaseException as problem:  # noqa: BLE001  # SGLang may also call sys.exit
-            error = EngineError(f"SGLang cannot start: {problem}")
+            SglangEngine._failures.append(problem)
+            if isinstance(problem, EngineError):
+                error = problem
+            else:
+                error = EngineError(f"SGLang cannot start: {problem}")
         with contextlib.suppress(RuntimeError):  # our loop is closed: this process is at its end
             self._loop.call_soon_threadsafe(settle, serving, error)
             if serving is not None:
-                serving.loop.run_forever()
+                serving.run()
                 self._loop.call_soon_threadsafe(self._release)
 
     def _load(self) -> Serving:
@@ -141,16 +157,12 @@ class SglangEngine:
         self.info, self.tokenizer = loaded.info, loaded.tokenizer
         return Serving(loaded, self._step)
 
-    def _end(self, serving: Serving) -> None:
-        """Have the thread end SGLang's processes, all children of this one, and itself."""
-        serving.loop.call_soon_threadsafe(serving.shutdown)
-        serving.loop.call_soon_threadsafe(serving.loop.stop)
-
     def _release(self) -> None:
         """Make room for another one in this process. Idempotent."""
         if self._holds:
             self._holds = SglangEngine._taken = False
             self._loop.remove_signal_handler(signal.SIGQUIT)
+            self._children.release()
 
     def _step(self, given: list[tuple[Sequence, Output]]) -> None:
         """Take what one step gave, in SGLang's thread."""
@@ -209,10 +221,13 @@ class SglangEngine:
         """Satisfies `workers.engines.base.Engine`."""
         self._closed = True
         self._live.clear()
+        await self._tasks.aclose()
         serving, self._serving = self._serving, None
         if serving is None:
+            if self._holds:
+                self._children.end()  # then what still loads fails, and its thread ends
             return
-        self._end(serving)
+        serving.stop()  # then the thread ends all children of this process, and itself
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, _CLOSE_WITHIN)
         self._release()

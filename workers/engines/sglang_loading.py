@@ -38,6 +38,7 @@ class Loaded:
     grammars: Grammars
     ends: frozenset[int]  # the model's own end-of-sequence tokens
     vocabulary: int
+    seeds_count: bool  # else SGLang ignores them
 
 
 def load(
@@ -85,6 +86,7 @@ def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
         grammars=Grammars(partial(tokenizer.pieces, config.vocab_size), ends),
         ends=ends,
         vocabulary=config.vocab_size,
+        seeds_count=args.enable_deterministic_inference,
     )
 
 

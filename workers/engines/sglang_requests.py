@@ -36,7 +36,7 @@ def parameters(sequence: Sequence, *, left: int, ends: frozenset[int]) -> dict[s
         "temperature": own.temperature,
         "top_p": own.top_p,
         "top_k": own.top_k or -1,
-        "min_p": own.min_p,
+        "min_p": own.min_p if own.temperature else 0.0,
         "presence_penalty": own.presence_penalty,
         "frequency_penalty": own.frequency_penalty,
         "repetition_penalty": own.repetition_penalty,
@@ -48,8 +48,8 @@ def parameters(sequence: Sequence, *, left: int, ends: frozenset[int]) -> dict[s
     }
 
 
-def check(sequence: Sequence) -> None:
-    """Raise InvalidRequestError for what SGLang cannot do.
+def check(sequence: Sequence, *, seeds_count: bool) -> None:
+    """Raise InvalidRequestError for what SGLang cannot do: some of it would end its scheduler.
 
     Raises WorkerLostError for a sequence that it cannot go on with.
     """
@@ -57,6 +57,11 @@ def check(sequence: Sequence) -> None:
     if bound and own.min_tokens > 0:
         raise InvalidRequestError(
             "the sglang engine cannot bind an output and its least length", param="min_tokens"
+        )
+    if seeds_count and own.min_p > 0 and own.temperature > 0:
+        raise InvalidRequestError(
+            "SGLang cannot cut by min_p while it runs with --enable-deterministic-inference",
+            param="min_p",
         )
     if sequence.generated and (bound or own.repetition_penalty != 1):
         raise WorkerLostError(

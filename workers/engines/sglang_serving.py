@@ -20,6 +20,8 @@ from workers.engines.room import tokens_left
 from workers.engines.sglang_loading import Loaded
 from workers.engines.sglang_requests import check, output, parameters, refusal
 
+_ENDS_WITHIN = 5.0  # seconds, what runs in the event loop when it is stopped
+
 T = TypeVar("T")
 Step: TypeAlias = Callable[[list[tuple[Sequence, Output]]], None]
 
@@ -47,23 +49,23 @@ class Serving:
             if left <= 0:
                 self._give(sequence, Output(sequence.id, finish="length"))
                 return
-            await self._check_constraint(sequence)
+            await self._check(sequence)
             await self._run(sequence, parameters(sequence, left=left, ends=self._loaded.ends))
         except QueueServeError as error:
             self._give(sequence, Output(sequence.id, error=error))
         except Exception as error:  # noqa: BLE001  # SGLang raises what it likes
             self._give(sequence, Output(sequence.id, error=refusal(sequence, error)))
 
-    async def _check_constraint(self, sequence: Sequence) -> None:
-        """Raise what speaks against the sequence's constraint, which SGLang would not always say.
+    async def _check(self, sequence: Sequence) -> None:
+        """Raise what speaks against a sequence, which SGLang would not always say.
 
-        What SGLang's own trial does not find would keep the sequence from ever ending.
+        A constraint that SGLang's own trial takes may keep a sequence from ever ending.
         """
         if sequence.constraint is not None:
             await asyncio.to_thread(
                 self._loaded.grammars.matcher, sequence.constraint, sequence.generated
             )
-        check(sequence)
+        check(sequence, seeds_count=self._loaded.seeds_count)
 
     async def _run(self, sequence: Sequence, params: dict[str, Any]) -> None:
         # SGLang aborts all requests whose ids begin with the given one: none does with ours.
@@ -132,6 +134,16 @@ class Serving:
             return array("f", [value / length for value in vector])
         raise EngineError("SGLang gave no vector")
 
-    def shutdown(self) -> None:
-        """End SGLang's processes; it waits for them."""
+    def run(self) -> None:
+        """Be SGLang's event loop until `stop`, then end its processes, which this waits for."""
+        self.loop.run_forever()
+        pending = asyncio.all_tasks(self.loop)
+        for task in pending:
+            task.cancel()
+        if pending:
+            self.loop.run_until_complete(asyncio.wait(pending, timeout=_ENDS_WITHIN))
         self._llm.shutdown()
+
+    def stop(self) -> None:
+        """Have `run` come to its end; may be called in any thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)

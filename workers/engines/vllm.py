@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from queueserve.errors import EngineError, QueueServeError, WorkerLostError
 from queueserve.queue.tasks import Tasks
 from workers.engines.base import EngineDiedError, EngineInfo, Output, Sequence, Sink, Tokenizer
+from workers.engines.children import Children
 from workers.engines.conversion import loadable
 from workers.engines.loading import in_daemon_thread
 from workers.engines.room import tokens_left
-from workers.engines.vllm_children import Children
 
 if TYPE_CHECKING:
     from workers.engines.vllm_loading import Loaded

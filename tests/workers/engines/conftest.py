@@ -264,24 +264,33 @@ def on_gpu():
     return Path("/dev/nvidia0").exists()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def sglang_run(smollm2_gguf, converted_models, on_gpu):
-    """SmolLM2 on SGLang: in bfloat16 on a GPU, where seeds count, and in float32 on a CPU."""
+@pytest.fixture(scope="session")
+def make_sglang(converted_models, on_gpu):
+    """Makes engines in bfloat16 on a GPU, where seeds count, and in float32 on a CPU."""
     from workers.engines.sglang import SglangEngine  # noqa: PLC0415
 
     gpu = "--attention-backend triton --mem-fraction-static 0.3 --enable-deterministic-inference"
     cpu = "--attention-backend torch_native --device cpu"
-    engine = SglangEngine(
-        str(smollm2_gguf),
-        slots=8,
-        context_length=514,  # SGLang keeps two of them
-        dtype="bfloat16" if on_gpu else "float32",
-        arguments=(
-            *(gpu if on_gpu else cpu).split(),
-            *("--sampling-backend", "pytorch", "--max-total-tokens", "8192"),
-        ),
-        cache_dir=converted_models,
-    )
+
+    def make(model, **options):
+        return SglangEngine(
+            str(model),
+            dtype="bfloat16" if on_gpu else "float32",
+            arguments=(
+                *(gpu if on_gpu else cpu).split(),
+                *("--sampling-backend", "pytorch", "--max-total-tokens", "8192"),
+            ),
+            cache_dir=converted_models,
+            **options,
+        )
+
+    return make
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sglang_run(make_sglang, smollm2_gguf):
+    """SmolLM2 on SGLang, which keeps two tokens of its context."""
+    engine = make_sglang(smollm2_gguf, slots=8, context_length=514)
     run = await Run(engine).start()
     yield run
     await engine.close()

@@ -6,7 +6,9 @@ become are plain objects, which judge names and values themselves.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from workers.engines.sglang_arguments import engine_args
 from workers.engines.sglang_requests import check, output, parameters
+from workers.engines.sglang_serving import Serving
 
 VOCABULARY = 1000
 ENDS = frozenset({2})
@@ -112,14 +115,22 @@ def test_the_models_own_ends_are_banned_where_other_ends_count(asked):
 
 def test_what_sglang_would_not_do_is_refused():
     with pytest.raises(InvalidRequestError, match="sglang"):
-        check(sequence(min_tokens=2, constraint=CHOICE))
+        check(sequence(min_tokens=2, constraint=CHOICE), seeds_count=False)
 
 
 @pytest.mark.parametrize("asked", [{"constraint": CHOICE}, {"repetition_penalty": 1.5}])
 def test_what_cannot_go_on_here_goes_elsewhere(asked):
-    check(sequence(**asked))
+    check(sequence(**asked), seeds_count=True)
     with pytest.raises(WorkerLostError):
-        check(sequence(generated=(4,), **asked))
+        check(sequence(generated=(4,), **asked), seeds_count=True)
+
+
+def test_min_p_is_refused_where_it_would_end_sglangs_scheduler():
+    check(sequence(min_p=0.1), seeds_count=False)
+    with pytest.raises(InvalidRequestError, match="min_p"):
+        check(sequence(min_p=0.1), seeds_count=True)
+    check(sequence(min_p=0.1, temperature=0.0), seeds_count=True)
+    assert judged(min_p=0.1, temperature=0.0).min_p == 0.0
 
 
 def test_penalties_of_what_another_worker_generated_become_biases():
@@ -165,3 +176,76 @@ def test_an_abort_is_an_error_with_its_reason():
     got = output(sequence(constraint=CHOICE), chunk([], end), first=True)
     assert isinstance(got.error, InvalidRequestError)
     assert got.error.message == "the grammar is broken"
+
+
+class Streaming:
+    """An Engine of SGLang whose every stream gives these chunks, and then ends."""
+
+    loop = None
+
+    def __init__(self, *chunks, last_takes=0.0):
+        self.aborted = []
+        self.tokenizer_manager = self
+        self._chunks, self._last_takes = chunks, last_takes
+
+    async def async_generate(self, rid, **_):
+        self.rid = rid
+        return self._stream()
+
+    async def _stream(self):
+        for given in self._chunks:
+            yield given
+        await asyncio.sleep(self._last_takes)
+
+    def abort_request(self, *, rid):
+        self.aborted.append(rid)
+
+
+def serving(llm):
+    given = []
+    info = SimpleNamespace(context_length=100)
+    about = {
+        "info": info,
+        "ends": ENDS,
+        "vocabulary": VOCABULARY,
+        "dimensions": 0,
+        "seeds_count": True,
+    }
+    return Serving(SimpleNamespace(llm=llm, **about), given.extend), given
+
+
+@pytest.mark.parametrize("chunks", [(), (chunk([5]),), (chunk([5]), {"output_ids": [6]})])
+async def test_a_stream_that_breaks_off_is_an_error_and_is_aborted(chunks):
+    llm = Streaming(*chunks)
+    one, given = serving(llm)
+    await one.generate(sequence())
+    await asyncio.sleep(0)
+    *before, (_, last) = given
+    assert isinstance(last.error, EngineError)
+    assert [output.error for _, output in before] == [None] * len(before)
+    assert llm.aborted == [llm.rid]
+
+
+async def test_a_stream_that_has_ended_is_not_aborted():
+    llm = Streaming(chunk([5]), chunk([6], {"type": "length"}))
+    one, given = serving(llm)
+    await one.generate(sequence())
+    await asyncio.sleep(0)
+    assert [(output.tokens, output.finish) for _, output in given] == [
+        ((5,), None),
+        ((6,), "length"),
+    ]
+    assert llm.aborted == []
+
+
+async def test_what_is_cancelled_is_aborted_and_says_nothing_more():
+    llm = Streaming(chunk([5]), last_takes=60)
+    one, given = serving(llm)
+    running = asyncio.create_task(one.generate(sequence()))
+    async with asyncio.timeout(10):
+        while not given:  # noqa: ASYNC110  # it calls nobody back
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait({running})
+    assert llm.aborted == [llm.rid]
+    assert len(given) == 1

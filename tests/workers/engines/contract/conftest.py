@@ -22,6 +22,7 @@ class Subject:
     seeds: bool = True  # a draw repeats with its seed
     scores_first: bool = True  # log-probabilities are taken before biases
     truncates: bool = True  # top_k, top_p and min_p bear on the draw
+    cuts_by_min_p: bool = True  # else it refuses min_p
     repeats_draws: bool = True  # a drawn sequence goes on exactly elsewhere, not a greedy one only
     continues_constraints: bool = True  # also in the middle of an output
     binds_length: bool = True  # takes min_tokens beside a constraint
@@ -88,6 +89,7 @@ def sglang(sglang_run, on_gpu):
         sglang_run,
         seeds=on_gpu,
         scores_first=False,
+        cuts_by_min_p=not on_gpu,
         repeats_draws=on_gpu,
         continues_constraints=False,
         binds_length=False,
