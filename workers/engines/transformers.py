@@ -82,7 +82,7 @@ class TransformersEngine(BatchedEngine):
         loaded = load(directory, revision=self._revision, weights=self._weights)
         try:
             size = choose(loaded.model, slots=self._slots, context=self._context_length)
-            batcher = Batcher(loaded.model, size, self._post, self._count_step)
+            batcher = Batcher(loaded.model, size, self._post, self._count_step, self._died)
             batcher.start()
         except EngineError:
             raise

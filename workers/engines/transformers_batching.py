@@ -8,6 +8,7 @@ warms up, from the `logit_processor` and the `output_router` that it has by then
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from workers.engines.transformers_memory import CacheSize
 from workers.engines.transformers_sampling import Drawing, Sampler
 from workers.engines.transformers_scoring import score
 from workers.engines.transformers_spread import layers_of, processor_of
+
+log = logging.getLogger(__name__)
 
 Model: TypeAlias = Any  # a PreTrainedModel: transformers is not followed by mypy
 Post: TypeAlias = Callable[[list[Step]], None]
@@ -53,22 +56,26 @@ class Batcher:
     """Runs the manager until `stop`; a manager that breaks is replaced, its requests fail.
 
     `post` is called in the thread, once a step, with what the step gave to all requests that moved.
-    `on_step` is called in the thread before every forward pass. Both must not block.
+    `on_step` is called in the thread before every forward pass, and `died` with the cause if no
+    new manager can be had, which ends the thread. None of them must block.
     """
 
     def __init__(
-        self, model: Model, size: CacheSize, post: Post, on_step: Callable[[], None]
+        self,
+        model: Model,
+        size: CacheSize,
+        post: Post,
+        on_step: Callable[[], None],
+        died: Callable[[str], None],
     ) -> None:
         self._model = model
         self._size = size
         self._post = post
         self._on_step = on_step
+        self._died = died
         self._requests: dict[str, _Request] = {}
-        self._lock = (
-            threading.Lock()
-        )  # guards the pair of manager and requests when one is replaced
+        self._lock = threading.Lock()  # guards manager and requests while one is replaced
         self._manager: Any = None
-        self._broken: str | None = None  # why no manager can be had any more
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="transformers", daemon=True)
 
@@ -104,9 +111,6 @@ class Batcher:
             max_new=max_new,
         )
         with self._lock:
-            if self._broken is not None:
-                self._post([_failed(request, self._broken)])
-                return
             self._requests[request.key] = request
             if self._manager is not None:
                 self._submit(request)
@@ -207,11 +211,9 @@ class Batcher:
         _give_memory_back()
         try:
             manager = self._new_manager()
-        except Exception as again:  # noqa: BLE001  # whatever it is, requests must hear of it
-            with self._lock:
-                self._broken = str(again)
-                lost = self._take_requests()
-            self._fail(lost, self._broken)
+        except Exception as again:
+            log.exception("transformers cannot go on")
+            self._died(f"transformers cannot go on after an error ({reason}): {again}")
             return
         with self._lock:
             if not self._stopping:
