@@ -81,7 +81,10 @@ def _scenario_bars(results: Results) -> Iterator[Bar]:
 
 
 def _other_bars(results: Results) -> Iterator[Bar]:
-    for key, names in (("depths", ("submit_us", "dispatch_us")), ("pools", ("submit_us",))):
+    for key, names in (
+        ("depths", ("submit_us", "dispatch_us")),
+        ("pools", ("submit_us", "finish_us")),
+    ):
         if rows := results.get(key):
             sizes = [str(f"{next(iter(row.values())):,}") for row in (rows[0], rows[-1])]
             for name in names:

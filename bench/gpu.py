@@ -32,6 +32,7 @@ from typing import Any
 from queueserve.queue.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parent.parent
+CUTS = ("p50", "p99")
 SYSTEMS = ("alone", "server", "queueserve", "transformers")
 VICUNA = {
     "architectures": ["LlamaForCausalLM"],
@@ -67,10 +68,10 @@ class Bench:
 
     @property
     def engine_arguments(self) -> list[str]:
-        """What every vLLM gets, so that all run the same batches."""
+        """What every vLLM gets, so that all run the same batches and none keeps statistics."""
         most = max(self.options.streams)
         return [
-            *("--load-format", "dummy", "--max-num-seqs", str(most)),
+            *("--load-format", "dummy", "--max-num-seqs", str(most), "--disable-log-stats"),
             *("--max-num-batched-tokens", "8192", *self.options.engine_arguments.split()),
         ]
 
@@ -105,8 +106,10 @@ class Bench:
 
     def note(self, model: str, system: str, gpus: int, found: Mapping[str, Any]) -> None:
         """Keep what a load generator printed, and say the main figure."""
-        rounds = found["rounds"]
-        rate = statistics.median(one["rate"] for one in rounds)
+        for one in found["rounds"]:  # hundreds of thousands of gaps would fill megabytes
+            gaps = sorted(one.pop("gaps_ms")) or [0.0]
+            one["gap_ms"] = {"p50": _at(gaps, 0.5), "p99": _at(gaps, 0.99)}
+        rate = statistics.median(one["rate"] for one in found["rounds"])
         self.results.append({"model": model, "system": system, "gpus": gpus, **found})
         size = f"{found['streams']} streams of {found['requests']}"
         self.say(f"{model} {system} {gpus} GPU, {size}: {rate:.0f} tokens/s")
@@ -139,8 +142,8 @@ class Bench:
         shares = [streams // loaders + (at < streams % loaders) for at in range(loaders)]
         command = [
             *(sys.executable, "-m", "bench.gpu_load", "--model", model),
-            *("--rounds", str(self.options.rounds), "--prompt", str(self.options.prompt)),
-            *("--tokens", str(self.options.tokens), "--requests", str(requests)),
+            *("--prompt", str(self.options.prompt), "--tokens", str(self.options.tokens)),
+            *("--requests", str(requests)),
         ]
         running = []
         for at, share in enumerate(filter(None, shares)):
@@ -149,14 +152,14 @@ class Bench:
                 subprocess.Popen(
                     [*command, "--seed", str(at + 10), "--streams", str(share), "--urls", *mine],
                     cwd=ROOT,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
             )
-        outputs = [process.communicate(timeout=self.options.patience)[0] for process in running]
-        if any(process.returncode for process in running):
-            raise RuntimeError("a load generator failed")
-        parts = [json.loads(output) for output in outputs]
-        return {"streams": streams, "requests": requests, "rounds": _together(parts)}
+        rounds = [_round(running) for _ in range(1 + self.options.rounds)][1:]  # after a warm-up
+        for process in running:
+            process.communicate(timeout=self.options.patience)
+        return {"streams": streams, "requests": requests, "rounds": rounds}
 
     def measure(self, model: str, system: str, urls: list[str], gpus: int) -> None:
         """Measure servers with every number of streams and of requests."""
@@ -166,18 +169,25 @@ class Bench:
                 self.note(model, system, gpus, found)
 
 
-def _together(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rounds of several load generators, which run side by side, as one."""
-    return [
-        {
-            "tokens": sum(one["tokens"] for one in same),
-            "rate": sum(one["rate"] for one in same),
-            "seconds": max(one["seconds"] for one in same),
-            "first_ms": [ms for one in same for ms in one["first_ms"]],
-            "gaps_ms": [ms for one in same for ms in one["gaps_ms"]],
-        }
-        for same in zip(*(part["rounds"] for part in parts), strict=True)
-    ]
+def _round(loaders: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
+    """One round of load generators that begin together: all their tokens, from first to last."""
+    for process in loaders:
+        assert process.stdin  # noqa: S101
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    lines = [process.stdout.readline() for process in loaders if process.stdout]
+    if not all(lines):
+        raise RuntimeError("a load generator failed")
+    parts = [json.loads(line) for line in lines]
+    seconds = max(one["ended"] for one in parts) - min(one["began"] for one in parts)
+    tokens = sum(one["tokens"] for one in parts)
+    return {
+        "tokens": tokens,
+        "rate": tokens / seconds,
+        "seconds": seconds,
+        "first_ms": [ms for one in parts for ms in one["first_ms"]],
+        "gaps_ms": [ms for one in parts for ms in one["gaps_ms"]],
+    }
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -318,13 +328,13 @@ def table(results: list[dict[str, Any]]) -> str:
     for one in results:
         rounds = one["rounds"]
         first = sorted(ms for each in rounds for ms in each["first_ms"])
-        gaps = sorted(ms for each in rounds for ms in each["gaps_ms"]) or [0.0]
+        gap = {cut: statistics.median(each["gap_ms"][cut] for each in rounds) for cut in CUTS}
         rate = statistics.median(each["rate"] for each in rounds)
         lines.append(
             f"{one['model']:8} {one['system']:12} {one['gpus']:5} {one['streams']:7}"
             f" {one['requests']} {rate:8.0f}"
             f"  {_at(first, 0.5):15.1f} {_at(first, 0.99):6.1f}"
-            f"   {_at(gaps, 0.5):7.2f} {_at(gaps, 0.99):6.2f}"
+            f"   {gap['p50']:7.2f} {gap['p99']:6.2f}"
         )
     return "\n".join(lines)
 

@@ -2,9 +2,10 @@
 
 A stream sends its requests one after the other, without a pause. A process of its own, so that its
 work is not the server's. It reads bytes as they come and counts events, as a client library's own
-cost would hide the server's. Prints one JSON object.
+cost would hide the server's. For every line on its input it runs a round and prints a JSON object,
+so that several of these processes can begin together.
 
-    python -m bench.gpu_load --urls http://127.0.0.1:8000 --model m --streams 64 --rounds 3
+    echo | python -m bench.gpu_load --urls http://127.0.0.1:8000 --model m --streams 64
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import random
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -143,6 +145,8 @@ def summary(streams: list[Stream]) -> dict[str, object]:
     tokens = sum(stream.tokens for stream in streams)
     return {
         "tokens": tokens,
+        "began": start,
+        "ended": end,
         "seconds": end - start,
         "rate": tokens / (end - start),
         "first_ms": [1000 * (stream.times[0] - stream.began) for stream in streams],
@@ -155,15 +159,10 @@ def summary(streams: list[Stream]) -> dict[str, object]:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Warm up, run the rounds, print them."""
+    """Run a round for every line that is read, and print it."""
     draw = random.Random(options.seed)  # noqa: S311  # prompts, no secrets
-    for _ in range(options.warm_up):
-        await round_of(options, options.streams, draw)
-    rounds = [
-        summary(await round_of(options, options.streams, draw)) for _ in range(options.rounds)
-    ]
-    found = {"streams": options.streams, "requests": options.requests, "rounds": rounds}
-    print(json.dumps(found))
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(summary(await round_of(options, options.streams, draw))), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -176,8 +175,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--vocabulary", type=int, default=30_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
