@@ -29,6 +29,7 @@ _CPU_CACHE = 1 << 30  # bytes; more only where one sequence needs it
 _CPU_SHARE = 0.25  # of the machine's memory, at most
 _GPU_SHARE = 0.75  # the rest is for activations, masks and the attention's copies
 _UNKNOWN_CONTEXT = 2048  # tokens, for models without a fixed number of positions
+_SHORT = 256  # tokens of prompt and answer; without room for that in the cache a slot is no use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +75,14 @@ def _budget(device: Any, one_sequence: int) -> int:
 def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize:
     """The sizes for this model on its device, or on each of its devices.
 
-    Without `context` it is the model's own, or as much of it as the memory holds. Raises
-    EngineError for one that the model or the memory cannot have.
+    Without `context` it is the model's own, or as much of it as the memory holds. Without `slots`
+    they are no more than the cache has room for, with a short sequence in each. Raises EngineError
+    for a context that the model or the memory cannot have.
     """
     known = positions(model.config)
     if context is not None and known is not None and context > known:
         raise EngineError(f"the model has {known} positions: a context of {context} is too long")
     on_gpu = model.device.type == "cuda"
-    slots = slots or (32 if on_gpu else 8)
     page, chunk = (256, 2048) if on_gpu else (32, 128)
     # A page more than a sequence needs, for the token that is computed last and dropped.
     wanted = context or known or _UNKNOWN_CONTEXT
@@ -97,6 +98,9 @@ def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize
             "choose a shorter one with --context-length"
         )
     length = min(wanted, fits)
+    if slots is None:
+        room = (fits + page) // (min(_SHORT, length) + page)
+        slots = max(1, min(32 if on_gpu else 8, room))
     tokens = min(slots * (length + page), fits + page)
     return CacheSize(
         slots=slots,

@@ -48,8 +48,11 @@ class Gap:
     whole: float = 0.0
 
     def is_short(self, seconds):
-        """Whether it is below; on a machine on which everything takes long, a small part of it."""
-        return 0 < self.longest < max(seconds, self.whole / 4)
+        """Whether it is below; on a machine on which everything takes long, a small part of it.
+
+        Never as long as a lease, which a heartbeat must renew.
+        """
+        return 0 < self.longest < min(max(seconds, self.whole / 4), 10)
 
 
 @contextlib.asynccontextmanager

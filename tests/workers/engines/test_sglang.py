@@ -1,7 +1,7 @@
 """SGLang's own checks of what the adapter hands it, where SGLang is installed. No model runs.
 
-SGLang needs NVIDIA's libraries to run. Its arguments, its parameters and the requests that they
-become are plain objects, which judge names and values themselves.
+Its arguments, its parameters and the requests that they become are plain objects, which judge names
+and values themselves.
 """
 
 from __future__ import annotations

@@ -365,6 +365,19 @@ async def test_a_context_that_the_memory_cannot_hold_is_refused_or_shortened(
     await run.engine.close()
 
 
+@pytest.mark.parametrize("context, slots", [(32, 3), (128, 1)])
+async def test_slots_are_no_more_than_the_cache_has_room_for(
+    make_run, tiny_llama, monkeypatch, context, slots
+):
+    monkeypatch.setattr("workers.engines.transformers_memory._CPU_SHARE", 2e-6)
+    memory = "workers.engines.transformers_memory.os.sysconf"
+    monkeypatch.setattr(memory, {"SC_PHYS_PAGES": 24_576_000, "SC_PAGE_SIZE": 1000}.get)
+    options = {"context_length": context, "slots": None}
+    run = await make_run(engine_on(tiny_llama, **options)).start()
+    assert run.engine.info.slots == slots
+    await run.engine.close()
+
+
 # Models as they are on the hub.
 
 
