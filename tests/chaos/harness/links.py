@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from typing import Any
 
 from harness.periods import Periods
 
@@ -28,7 +29,7 @@ class Link:
         self._drops_answers = False
         self._hurt = 0  # connections that were reset, and pieces that did not pass as they came
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_CHUNK)
@@ -94,11 +95,20 @@ class Link:
     # Plumbing
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Ours from the first moment on: the link may be closed before the other side has answered.
+        self._writers.add(writer)
+        dialled = asyncio.create_task(
+            asyncio.open_connection("127.0.0.1", self.target, limit=_CHUNK)
+        )
+        self._tasks.add(dialled)
         try:
-            far = await asyncio.open_connection("127.0.0.1", self.target, limit=_CHUNK)
-        except OSError:
+            far = await dialled
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
+            self._writers.discard(writer)
             return
+        finally:
+            self._tasks.discard(dialled)
         pair = {writer, far[1]}
         self._writers |= pair
         pumps = (
