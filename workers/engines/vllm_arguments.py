@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from queueserve.errors import EngineError
@@ -38,4 +39,9 @@ def engine_args(model: str, options: Mapping[str, object], given: Sequence[str])
             line.append(name)
         elif value is not None and value is not False:
             line += [name, str(value)]
-    return AsyncEngineArgs.from_cli_args(parser.parse_args([*line, *given]))
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args([*line, *given]))
+    if args.enable_lora and current_platform.is_cpu():
+        # Beside adapters, vLLM's kernels for CPUs apply what is in the last place to sequences
+        # that have none: nothing may be there.
+        args.max_loras += 1
+    return args

@@ -235,18 +235,29 @@ def loud_lora(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_vllm(smollm2_gguf, converted_models):
-    """Makes engines that share two cores with other tests: little cache, nothing compiled."""
+def on_gpu():
+    """Whether vLLM and SGLang run on a GPU. Not asked of torch, whose import must show in a gap."""
+    return Path("/dev/nvidia0").exists()
+
+
+@pytest.fixture(scope="session")
+def make_vllm(request, converted_models, on_gpu):
+    """Makes engines that share two cores, or a GPU, with others: little cache, nothing compiled.
+
+    In bfloat16 on a GPU, where vLLM's adapters know no float32, and in float32 on a CPU.
+    """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     from workers.engines.vllm import VllmEngine  # noqa: PLC0415
 
-    def make(*arguments, **options):
+    gpu = ("--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(2**30))
+
+    def make(*arguments, model=None, **options):
         return VllmEngine(
-            str(smollm2_gguf),
-            context_length=512,
-            arguments=("--enforce-eager", *arguments),
+            str(model or request.getfixturevalue("smollm2_gguf")),
+            dtype="bfloat16" if on_gpu else "float32",
+            arguments=("--enforce-eager", *(gpu if on_gpu else ()), *arguments),
             cache_dir=converted_models,
-            **options,
+            **({"context_length": 512} | options),
         )
 
     return make
@@ -254,17 +265,11 @@ def make_vllm(smollm2_gguf, converted_models):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vllm_run(make_vllm, loud_lora):
-    """SmolLM2 in float32 on vLLM, with an adapter beside it."""
-    engine = make_vllm(slots=8, dtype="float32", adapters=(("loud", loud_lora),))
+    """SmolLM2 on vLLM, with an adapter beside it."""
+    engine = make_vllm(slots=8, adapters=(("loud", loud_lora),))
     run = await Run(engine).start()
     yield run
     await engine.close()
-
-
-@pytest.fixture(scope="session")
-def on_gpu():
-    """Whether SGLang runs on a GPU here. Not asked of torch, whose import must show in a gap."""
-    return Path("/dev/nvidia0").exists()
 
 
 @pytest.fixture(scope="session")
@@ -273,15 +278,16 @@ def make_sglang(converted_models, on_gpu):
     from workers.engines.sglang import SglangEngine  # noqa: PLC0415
 
     gpu = "--attention-backend triton --mem-fraction-static 0.3 --enable-deterministic-inference"
-    cpu = "--attention-backend torch_native --device cpu"
+    cpu = "--attention-backend torch_native --lora-backend torch_native --device cpu"
 
-    def make(model, **options):
+    def make(*arguments, model, **options):
         return SglangEngine(
             str(model),
             dtype="bfloat16" if on_gpu else "float32",
             arguments=(
                 *(gpu if on_gpu else cpu).split(),
                 *("--sampling-backend", "pytorch", "--max-total-tokens", "8192"),
+                *arguments,
             ),
             cache_dir=converted_models,
             **options,
@@ -293,7 +299,7 @@ def make_sglang(converted_models, on_gpu):
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def sglang_run(make_sglang, smollm2_gguf):
     """SmolLM2 on SGLang, which keeps two tokens of its context."""
-    engine = make_sglang(smollm2_gguf, slots=8, context_length=514)
+    engine = make_sglang(model=smollm2_gguf, slots=8, context_length=514)
     run = await Run(engine).start()
     yield run
     await engine.close()
@@ -332,17 +338,17 @@ def random_llama(tmp_path_factory, write_model):
     import torch  # noqa: PLC0415
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    def make(layers):
+    def make(layers, width=32):
         torch.manual_seed(7)
         shape = {
             "vocab_size": 258,
-            "hidden_size": 32,
-            "intermediate_size": 64,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 256,
-            "initializer_range": 0.4,
+            "initializer_range": 0.4 * (32 / width) ** 0.5,
             "bos_token_id": 256,
             "eos_token_id": 257,
         }

@@ -78,8 +78,14 @@ async def mlx(make_run, random_llama):
 
 
 @pytest.fixture(scope="session")
-def vllm(vllm_run):
-    return Subject(vllm_run, repeats_draws=False, continues_constraints=False, binds_length=False)
+def vllm(vllm_run, on_gpu):
+    return Subject(
+        vllm_run,
+        repeats_draws=False,
+        continues_constraints=False,
+        binds_length=False,
+        near=NEAR_IN_BFLOAT16 if on_gpu else NEAR,
+    )
 
 
 @pytest.fixture(scope="session")
