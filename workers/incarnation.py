@@ -18,7 +18,7 @@ from queueserve.errors import ProtocolError, RedisUnavailableError
 from queueserve.protocol import ModelCard
 from queueserve.queue.clock import lease_clock
 from queueserve.queue.connection import of_another, open_blocking_redis
-from queueserve.queue.consumer import Assignment, Beat, Claim, Consumer
+from queueserve.queue.consumer import Assignment, Beat, Claim, Consumer, blocking_line
 from queueserve.queue.directory import announce
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys, checked_pool
@@ -167,10 +167,11 @@ class Incarnation:
 
     async def _claim(self, consumer: Consumer) -> None:
         blocking = open_blocking_redis(self._settings.redis_url)
+        line = blocking_line(blocking)
         try:
             while True:
                 try:
-                    await self._take(await consumer.claim(blocking), consumer)
+                    await self._take(await consumer.claim(line), consumer)
                 except RedisUnavailableError as error:
                     if isinstance(error.__cause__, ResponseError) and of_another(error.__cause__):
                         skip(log, "inbox", error.message)  # the jobs come with heartbeats

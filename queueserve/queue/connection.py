@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -114,51 +112,3 @@ def translated() -> Iterator[None]:
 def of_another(error: ResponseError) -> bool:
     """Whether a key is not of our type: somebody else has written it."""
     return "WRONGTYPE" in str(error)
-
-
-class Subscription:
-    """One channel on a connection of its own; iterate messages with `next`.
-
-    The first message of a subscription is its confirmation. A dead connection shows within two
-    `interval`s, as a ping is sent after one of silence.
-    """
-
-    def __init__(self, redis: Redis, channel: str, *, interval: float = 5.0) -> None:
-        self._pubsub: PubSub = redis.pubsub()
-        self._channel = channel
-        self._interval = interval
-        self._pinged = False
-
-    async def __aenter__(self) -> Self:
-        """Subscribe, and wait for the confirmation. Raises RedisUnavailableError."""
-        try:
-            with translated():
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    await self._pubsub.subscribe(self._channel)
-                    while (await self._pubsub.parse_response())[0] != b"subscribe":
-                        pass
-        except BaseException:
-            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Give the connection back."""
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
-
-    async def next(self) -> bytes:
-        """The next message. Raises RedisUnavailableError when the connection is gone."""
-        with translated():
-            while True:
-                # With a timeout of its own, or the client's socket_timeout would end the silence.
-                answer = await self._pubsub.parse_response(block=False, timeout=self._interval)
-                if answer is None:
-                    if self._pinged:
-                        raise RedisUnavailableError("Redis does not answer.")
-                    self._pinged = True
-                    await self._pubsub.ping()
-                    continue
-                self._pinged = False
-                if answer[0] == b"message":
-                    message: bytes = answer[2]
-                    return message

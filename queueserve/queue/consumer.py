@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from queueserve.encoding import decode_continuation, decode_job
 from queueserve.errors import ProtocolError
 from queueserve.protocol import Continuation, Job
 from queueserve.queue.connection import translated
-from queueserve.queue.exchange import exchange, pack
+from queueserve.queue.exchange import Line, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 from queueserve.queue.skips import skip
@@ -110,18 +109,16 @@ class Consumer:
                 leases[job] = lease
         return Beat(verdict.decode(), snapshot, leases)
 
-    async def claim(self, blocking: Redis) -> list[Claim]:
+    async def claim(self, blocking: Line) -> list[Claim]:
         """Wait for hints in the inbox; an empty list after some seconds.
 
         A hint is never the only record of a job: one that is lost here comes again with a
         heartbeat. Raises RedisUnavailableError.
         """
         inbox = self._keys.inbox(self.worker)
-        pop = pack(("BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST))
+        pop = ("BLMPOP", _CLAIM_WAIT, 1, inbox, "LEFT", "COUNT", _CLAIM_MOST)
         with translated():
-            (answer,) = await exchange(blocking, [pop], longer=_CLAIM_WAIT)
-            if isinstance(answer, ResponseError):
-                raise answer
+            answer = await blocking.call(*pop)
         claims = []
         for hint in answer[1] if answer else ():
             claim = _claim(hint)
@@ -139,7 +136,7 @@ class Consumer:
         """
         commands = [pack(("HMGET", self._keys.job(claim.job), *_OF_A_JOB)) for claim in claims]
         with translated():
-            rows = await exchange(self._functions.redis, commands)
+            rows = await self._functions.line.exchange(commands)
         return [_assignment(claim, row) for claim, row in zip(claims, rows, strict=True)]
 
     def finish_args(self, end: Finish) -> tuple[str, int, str, str | bytes | int, *tuple[Any, ...]]:
@@ -159,6 +156,11 @@ class Consumer:
 
     async def _call(self, function: str, *args: Any) -> Any:
         return await self._functions.call(function, self._keys.root, *args)
+
+
+def blocking_line(redis: Redis) -> Line:
+    """A line for the claims of one worker, on a client that waits as long as it must."""
+    return Line(redis, longer=_CLAIM_WAIT)
 
 
 def _claim(hint: bytes) -> Claim | None:

@@ -1,55 +1,29 @@
 """Commands to Redis below the client's own layer: many in one write, their answers in one read.
 
-The client library opens and keeps the connections, so TLS, Sentinel and ACLs are its business as
-everywhere. What it does around each command takes longer than Redis does for it, so the calls that
-come with every request do without.
+What the client library does around each command takes longer than Redis does for it, so the calls
+that come with every request do without.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from queueserve.queue.connection import ANSWER_TIMEOUT
+from queueserve.queue.wire import Plug, Wire
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 
 CALL_TIMEOUT = ANSWER_TIMEOUT + 1.0
-"""Seconds for a call with the wait for a free connection."""
+"""Seconds in which a connection must be there, and then all answers to one write."""
 _MOST = 256  # commands in one write
 _MOST_BYTES = 1 << 20  # of them, but for one that is larger: all in a write share its time
-
-
-async def exchange(redis: Redis, commands: Sequence[bytes], *, longer: float = 0.0) -> list[Any]:
-    """Send packed commands in one write; the answer of each, a ResponseError for one refused.
-
-    It takes CALL_TIMEOUT seconds at most, and those `longer` that a command may block. Raises
-    TimeoutError, RedisError or OSError if the
-    connection fails; nobody knows then which of them ran.
-    """
-    async with asyncio.timeout(CALL_TIMEOUT + longer):
-        connection = await redis.connection_pool.get_connection()
-        bound, connection.socket_timeout = connection.socket_timeout, None  # ours counts for all
-        try:
-            await connection.send_packed_command(b"".join(commands))
-            return [await _answer(connection) for _ in commands]
-        finally:
-            connection.socket_timeout = bound
-            await redis.connection_pool.release(connection)
-
-
-async def _answer(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
 
 
 def pack(command: Command) -> bytes:
@@ -58,64 +32,134 @@ def pack(command: Command) -> bytes:
     return packed
 
 
-class _Call(NamedTuple):
-    command: bytes
-    answer: asyncio.Future[Any]
+class _Exchange:
+    """Commands that leave together, and what has been answered to them so far."""
+
+    __slots__ = ("answers", "commands", "complete")
+
+    def __init__(self, commands: Sequence[bytes], complete: asyncio.Future[list[Any]]) -> None:
+        self.commands = commands
+        self.complete = complete
+        self.answers: list[Any] = []
 
 
-class Calls:
-    """Sends commands of many tasks; what comes up while some are on their way leaves together.
+class Line:
+    """Sends commands of many tasks over one connection of a client, which it keeps.
 
-    There is no timer: a command that is alone leaves in the next turn of the event loop. As long as
-    Redis answers the line moves, however long it is; when it does not, all in line hear of it.
+    What comes up while some are on their way leaves together. There is no timer: a command that is
+    alone leaves in the next turn of the event loop. As long as Redis answers the line moves,
+    however long it is; when it does not, all in line hear of it. `longer`: seconds that its
+    commands may block beyond CALL_TIMEOUT.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._waiting: list[_Call] = []
-        self._sending: asyncio.Task[None] | None = None
+    def __init__(self, redis: Redis, *, longer: float = 0.0) -> None:
+        self._plug = Plug(redis)
+        self._longer = longer
+        self._wire: Wire | None = None
+        self._waiting: deque[_Exchange] = deque()
+        self._sent: deque[_Exchange] = deque()
+        self._late: asyncio.TimerHandle | None = None  # of what was sent
+        self._moving = False  # a send is due, its answers are, or a connection is being opened
+        self._opening: asyncio.Task[None] | None = None
 
     async def call(self, *command: str | bytes | float) -> Any:
         """Send a command and wait for its answer. Raises TimeoutError, RedisError or OSError."""
+        (answer,) = await self.exchange([pack(command)])
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
+
+    async def exchange(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send packed commands; the answer of each, a ResponseError for one refused.
+
+        Raises TimeoutError, RedisError or OSError if the connection fails; nobody knows then which
+        of them ran.
+        """
+        if not commands:
+            return []
         loop = asyncio.get_running_loop()
-        call = _Call(pack(command), loop.create_future())
-        self._waiting.append(call)
-        if self._sending is None:
-            self._sending = loop.create_task(self._send())
-        return await call.answer
+        exchange = _Exchange(commands, loop.create_future())
+        self._waiting.append(exchange)
+        if not self._moving:
+            self._moving = True
+            loop.call_soon(self._send)
+        return await exchange.complete
 
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                await self._exchange(self._next())
-        finally:
-            self._sending = None
+    def _send(self) -> None:
+        """Send what waits, as much as may leave together; stop where nothing does."""
+        while self._waiting and self._waiting[0].complete.done():
+            self._waiting.popleft()  # nobody waits for it any more
+        self._moving = bool(self._waiting)
+        if not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        if self._wire is None or not self._wire.open:
+            self._opening = loop.create_task(self._open())
+            return
+        self._late = loop.call_later(CALL_TIMEOUT + self._longer, self._time_out)
+        self._wire.write(b"".join(self._next()))
 
-    def _next(self) -> list[_Call]:
+    def _next(self) -> Iterable[bytes]:
         """Take from the line what leaves together."""
         size = count = 0
-        for call in self._waiting[:_MOST]:
-            size += len(call.command)
-            if count and size > _MOST_BYTES:
+        commands: list[bytes] = []
+        while self._waiting:
+            exchange = self._waiting[0]
+            size += sum(map(len, exchange.commands))
+            count += len(exchange.commands)
+            if commands and (size > _MOST_BYTES or count > _MOST):
                 break
-            count += 1
-        calls, self._waiting = self._waiting[:count], self._waiting[count:]
-        return [call for call in calls if not call.answer.done()]
+            self._waiting.popleft()
+            if not exchange.complete.done():
+                self._sent.append(exchange)
+                commands += exchange.commands
+        return commands
 
-    async def _exchange(self, calls: list[_Call]) -> None:
-        if not calls:
-            return
+    async def _open(self) -> None:
         try:
-            answers = await exchange(self._redis, [call.command for call in calls])
-        except (TimeoutError, RedisTimeoutError) as error:
-            calls, self._waiting = calls + self._waiting, []
-            answers = [error] * len(calls)
+            async with asyncio.timeout(CALL_TIMEOUT):
+                self._wire = await self._plug.wire(self._received, self._lost)
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            answers = [error] * len(calls)
-        for call, answer in zip(calls, answers, strict=True):
-            if call.answer.done():
-                continue  # nobody waits any more
-            if isinstance(answer, Exception):
-                call.answer.set_exception(answer)
-            else:
-                call.answer.set_result(answer)
+            _fail(self._waiting, error)
+        self._opening = None
+        self._send()
+
+    # What comes of it
+
+    def _received(self, answer: Any) -> None:
+        if not self._sent:
+            assert self._wire  # noqa: S101 - it has just received
+            self._wire.close(InvalidResponse("an answer to nothing"))
+            return
+        exchange = self._sent[0]
+        exchange.answers.append(answer)
+        if len(exchange.answers) < len(exchange.commands):
+            return
+        self._sent.popleft()
+        if not exchange.complete.done():
+            exchange.complete.set_result(exchange.answers)
+        if not self._sent:
+            self._settled()
+
+    def _lost(self, reason: Exception) -> None:
+        if self._sent:
+            _fail(self._sent, reason)
+            self._settled()
+
+    def _time_out(self) -> None:
+        assert self._wire  # noqa: S101 - something was sent
+        error = TimeoutError("no answer")
+        _fail(self._waiting, error)
+        self._wire.close(error)
+
+    def _settled(self) -> None:
+        assert self._late  # noqa: S101 - set when it was sent
+        self._late.cancel()
+        self._send()
+
+
+def _fail(exchanges: deque[_Exchange], error: Exception) -> None:
+    while exchanges:
+        exchange = exchanges.popleft()
+        if not exchange.complete.done():
+            exchange.complete.set_exception(error)

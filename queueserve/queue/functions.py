@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from queueserve.errors import RedisUnavailableError
 from queueserve.queue.connection import translated
-from queueserve.queue.exchange import Calls
+from queueserve.queue.exchange import Line
 
 _FILES = (
     *("keys", "fair", "dispatch", "alone", "dead", "jobs"),
@@ -32,7 +32,7 @@ class Functions:
 
     def __init__(self, redis: Redis, *, extra: str = "") -> None:
         self.redis = redis
-        self._calls = Calls(redis)
+        self.line = Line(redis)
         lua = files("queueserve.queue") / "lua"
         source = "\n".join((lua / f"{name}.lua").read_text() for name in _FILES) + extra
         self._version = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -52,12 +52,12 @@ class Functions:
         command = ("FCALL", self.name(function), 1, root, *args)
         with translated():
             try:
-                return await self._calls.call(*command)
+                return await self.line.call(*command)
             except ResponseError as error:
                 if "Function not found" not in str(error):
                     raise
             await self.load()
-            return await self._calls.call(*command)
+            return await self.line.call(*command)
 
     async def load(self) -> None:
         """Load the library. Raises RedisUnavailableError, also for a server without functions."""

@@ -18,10 +18,11 @@ import orjson
 from redis.asyncio import Redis
 
 from queueserve.errors import ProtocolError, QueueServeError, RedisUnavailableError
-from queueserve.queue.connection import Subscription, open_redis, translated
+from queueserve.queue.connection import open_redis, translated
 from queueserve.queue.keys import Keys
 from queueserve.queue.replies import follow
 from queueserve.queue.skips import skip
+from queueserve.queue.subscription import Subscription
 from queueserve.queue.tasks import Tasks
 
 log = logging.getLogger(__name__)

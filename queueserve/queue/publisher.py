@@ -14,7 +14,7 @@ from queueserve.errors import RedisUnavailableError
 from queueserve.protocol import Event
 from queueserve.queue.connection import translated
 from queueserve.queue.consumer import Consumer, Finish
-from queueserve.queue.exchange import exchange, pack
+from queueserve.queue.exchange import Line, pack
 from queueserve.queue.functions import Functions
 from queueserve.queue.keys import Keys
 
@@ -43,7 +43,7 @@ class Publisher:
         confirmed: Callable[[], bool],
         acknowledged: Callable[[Finish], None],
     ) -> None:
-        self._redis = redis
+        self._line = Line(redis)
         self._functions = functions
         self._keys = keys
         self._confirmed = confirmed
@@ -102,7 +102,7 @@ class Publisher:
         ]
         commands += [pack(("FCALL", *consumer.finish_args(end))) for consumer, end in finishes]
         with translated():
-            answers = await exchange(self._redis, commands)
+            answers = await self._line.exchange(commands)
         await self._settle(finishes, answers[len(events) :])
 
     async def _settle(

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from queueserve.encoding import decode_events
 from queueserve.errors import ProtocolError, RedisUnavailableError
 from queueserve.protocol import Event
-from queueserve.queue.connection import Subscription
 from queueserve.queue.skips import counts, skip
+from queueserve.queue.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ async def follow(
     subscription, the first one too, and `lost` when one ends; they must not raise. A message that
     makes `message` raise is logged and skipped.
     """
+
+    def handle(body: bytes) -> None:
+        try:
+            message(body)
+        except Exception:  # or nothing would ever be heard on this channel again
+            counts["message"] += 1
+            text = "a message on %s could not be handled"
+            log.exception(text, channel, extra={"sparse": True})
+
     pause = _RETRY
     while True:
         with contextlib.suppress(RedisUnavailableError):
@@ -42,14 +51,7 @@ async def follow(
                 pause = _RETRY
                 subscribed()
                 try:
-                    while True:
-                        body = await subscription.next()
-                        try:
-                            message(body)
-                        except Exception:  # or nothing would ever be heard on this channel again
-                            counts["message"] += 1
-                            text = "a message on %s could not be handled"
-                            log.exception(text, channel, extra={"sparse": True})
+                    await subscription.deliver(handle)
                 finally:
                     lost()
         await asyncio.sleep(pause)

@@ -10,8 +10,10 @@ import pytest
 
 from queueserve.errors import RedisConfigurationError, RedisUnavailableError
 from queueserve.queue.address import parse, shown
-from queueserve.queue.connection import Subscription, open_blocking_redis, open_redis, translated
+from queueserve.queue.connection import open_blocking_redis, open_redis, translated
+from queueserve.queue.exchange import Line
 from queueserve.queue.preflight import check
+from queueserve.queue.subscription import Subscription
 
 BOUND = 20.0
 
@@ -26,7 +28,7 @@ async def works(url: str) -> None:
                 await client.publish("channel", "word")
                 assert await subscription.next() == b"word"
             await client.rpush("list", "item")
-            popped = await blocking.execute_command("BLMPOP", 5, 1, "list", "LEFT")
+            popped = await Line(blocking, longer=5).call("BLMPOP", 5, 1, "list", "LEFT")
             assert popped == [b"list", [b"item"]]
     finally:
         await client.aclose()

@@ -17,6 +17,7 @@ from queueserve.errors import ProtocolError, QueueServeError, RedisUnavailableEr
 from queueserve.protocol import ModelCard
 from queueserve.queue.connection import open_blocking_redis
 from queueserve.queue.directory import announce, known_cards
+from queueserve.queue.exchange import Line
 from queueserve.queue.inspect import snapshot
 from queueserve.queue.producer import Holder
 from queueserve.queue.recovery import declare_dead
@@ -252,7 +253,7 @@ async def test_leases_that_are_not_ours_are_skipped(pool, redis, skipped):
 @QUICK
 def test_hints_are_read_or_skipped(redis_url, hints):
     async def claim() -> None:
-        from queueserve.queue.consumer import Consumer  # noqa: PLC0415
+        from queueserve.queue.consumer import Consumer, blocking_line  # noqa: PLC0415
         from queueserve.queue.functions import Functions  # noqa: PLC0415
         from queueserve.queue.keys import Keys  # noqa: PLC0415
 
@@ -260,7 +261,7 @@ def test_hints_are_read_or_skipped(redis_url, hints):
         try:
             await blocking.rpush("qs:{m}:inbox:w", *hints, b"7 j")
             consumer = Consumer(Functions(blocking), Keys(), "m", "w", heartbeat_timeout=9)
-            assert (await consumer.claim(blocking))[-1].job == "j"
+            assert (await consumer.claim(blocking_line(blocking)))[-1].job == "j"
         finally:
             await blocking.aclose()
 
@@ -271,7 +272,7 @@ async def test_the_claim_of_a_foreign_key_is_refused_and_the_others_are_served(p
     await pool.register("w", slots=2)
     await pool.submit("j1")
     await pool.submit("j2")
-    claims = await pool.consumer("w").claim(redis)
+    claims = await pool.consumer("w").claim(Line(redis))
     await redis.set(pool.keys.job("j1"), "a string")
     broken, whole = await pool.consumer("w").fetch(claims)
     assert isinstance(broken, ProtocolError)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from queueserve.queue.exchange import Line
+
 
 async def test_a_queued_job_is_gone_at_once(pool):
     await pool.submit("j")
@@ -45,7 +47,7 @@ async def test_a_cancel_before_the_worker_has_claimed_the_job_is_seen_by_it(pool
     await pool.submit("j")
     await pool.cancel("j")
     consumer = pool.consumer("w")
-    (assignment,) = await consumer.fetch(await consumer.claim(pool.redis))
+    (assignment,) = await consumer.fetch(await consumer.claim(Line(pool.redis)))
     assert assignment.cancelled
 
 

@@ -9,13 +9,13 @@ import pytest
 from queueserve.errors import ProtocolError
 from queueserve.protocol import Continuation
 from queueserve.queue.connection import open_blocking_redis
-from queueserve.queue.consumer import Assignment, Claim
+from queueserve.queue.consumer import Assignment, Claim, blocking_line
 
 
 @pytest.fixture
 async def blocking(redis_url):
     client = open_blocking_redis(redis_url)
-    yield client
+    yield blocking_line(client)
     await client.aclose()
 
 

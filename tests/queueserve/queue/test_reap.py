@@ -6,6 +6,7 @@ import pytest
 
 from queueserve.errors import PoisonJobError, RequestTimeoutError, WorkerLostError
 from queueserve.protocol import Continuation
+from queueserve.queue.exchange import Line
 
 AT = Continuation(tokens=(1, 2), chars=3, prompt_hash="p", fingerprint="f")
 
@@ -58,7 +59,7 @@ async def test_a_resumed_orphan_goes_on_elsewhere_from_where_it_stood(pool):
     assert await pool.state("j") == "queued"
     await pool.register("w2")
     consumer = pool.consumer("w2")
-    (assignment,) = await consumer.fetch(await consumer.claim(pool.redis))
+    (assignment,) = await consumer.fetch(await consumer.claim(Line(pool.redis)))
     assert assignment.resume == AT
     assert assignment.epoch > epoch
     assert await pool.field("j", "attempts") == "2"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from urllib.parse import urlsplit
 
 import pytest
 
-from queueserve.queue.connection import Subscription, open_redis
+from queueserve.errors import RedisUnavailableError
+from queueserve.queue.connection import open_redis, translated
 from queueserve.queue.replies import follow
+from queueserve.queue.subscription import Subscription
 
 
 @pytest.fixture
@@ -47,3 +51,54 @@ async def test_a_message_that_cannot_be_handled_is_skipped(redis, caplog):
     assert "could not be handled" in caplog.text
     reading.cancel()
     await asyncio.wait([reading])
+
+
+async def answers(client) -> None:
+    """Wait until the server is up."""
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(RedisUnavailableError), translated():
+                assert await client.ping()
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_subscription_that_a_user_may_not_make_says_so(start_redis, tmp_path):
+    users = tmp_path / "users"
+    users.write_text("user default on nopass ~* +@all resetchannels\n")
+    client = open_redis(f"redis://127.0.0.1:{start_redis('--aclfile', str(users)).port}")
+    await answers(client)
+    with pytest.raises(RedisUnavailableError, match="refuses"):
+        async with Subscription(client, "channel"):
+            pass
+    await client.aclose()
+
+
+async def test_a_subscription_to_a_server_that_hangs_ends_within_two_intervals(redis_url):
+    """The proxy between goes on to take what is sent, and says nothing any more."""
+    silent = asyncio.Event()
+    writers = []
+
+    async def relay(reader, writer, *, back):
+        while data := await reader.read(65536):
+            if not (back and silent.is_set()):
+                writer.write(data)
+
+    async def accept(reader, writer):
+        at = urlsplit(redis_url)
+        there, out = await asyncio.open_connection(at.hostname, at.port)
+        writers.extend([writer, out])
+        with contextlib.suppress(OSError):
+            await asyncio.gather(relay(reader, out, back=False), relay(there, writer, back=True))
+
+    proxy = await asyncio.start_server(accept, "127.0.0.1")
+    host, port = proxy.sockets[0].getsockname()
+    client = open_redis(f"redis://{host}:{port}")
+    async with asyncio.timeout(10), Subscription(client, "channel", interval=0.3) as subscription:
+        silent.set()
+        with pytest.raises(RedisUnavailableError):
+            await subscription.next()
+    await client.aclose()
+    proxy.close()
+    for writer in writers:
+        writer.close()
