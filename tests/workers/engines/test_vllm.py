@@ -62,6 +62,11 @@ async def test_an_adapter_is_a_model_beside_the_model(vllm_run, story):
     assert loud.error is None
     assert loud.tokens != plain.tokens
     assert again.tokens == plain.tokens
+    beside, _ = await asyncio.gather(
+        vllm_run.generate(story, max_tokens=4, ignore_eos=True),
+        vllm_run.generate(story, max_tokens=8, ignore_eos=True, adapter="loud"),
+    )
+    assert beside.tokens == plain.tokens[:4]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_outputs_satisfy_their_constraints_beside_free_ones(run, story, temperature):
-    own = {"max_tokens": 120, "temperature": temperature}
+    own = {"max_tokens": 240, "temperature": temperature}
     free = run.add(story, max_tokens=20, ignore_eos=True)
     running = [
         (kind, run.add(story, constraint=Constraint(kind, value), seed=seed, **own))
