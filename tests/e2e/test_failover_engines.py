@@ -13,10 +13,9 @@ from queueserve.queue.plane import open_control_plane
 
 PROMPT = "Write a short story about a dog and a lighthouse."
 TOKENS = 60
-NEAR_TIE = {
-    "llama_cpp": 0.1,
-    "transformers": 1e-3,
-}  # between the top two logprobs: Q4 weights, fp32
+# Between the top two logprobs: Q4 weights, for which llama.cpp has other kernels from some 64 tokens
+# at once on, as a worker computes them that goes on; and fp32.
+NEAR_TIE = {"llama_cpp": 0.3, "transformers": 1e-3}
 OPTIONS = {
     "llama_cpp": ("--engine", "llama_cpp"),
     "transformers": ("--engine", "transformers", "--dtype", "float32"),

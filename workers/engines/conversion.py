@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
@@ -89,11 +90,26 @@ def _convert(gguf_path: Path, out_dir: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     source = {"pretrained_model_name_or_path": gguf_path.parent, "gguf_file": gguf_path.name}
-    AutoTokenizer.from_pretrained(**source).save_pretrained(out_dir)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    mend_decoder(tokenizer.backend_tokenizer)
+    tokenizer.save_pretrained(out_dir)
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.save_pretrained(out_dir)
+
+
+def mend_decoder(tokenizer: Any) -> None:
+    """Give a byte-level tokenizer of the library tokenizers the decoder that belongs to it.
+
+    Some versions of transformers (5.17 is one, 5.23 is not) put SentencePiece's in front of it.
+    Text comes out right all the same, but who asks for the bytes of one token, as engines do for a
+    grammar, is told wrong ones.
+    """
+    from tokenizers import decoders, pre_tokenizers  # noqa: PLC0415
+
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.decoder = decoders.ByteLevel()
 
 
 @contextmanager

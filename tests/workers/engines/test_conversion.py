@@ -6,7 +6,7 @@ import pytest
 
 from queueserve.errors import EngineError
 from workers.engines import conversion
-from workers.engines.conversion import convert_gguf, converted
+from workers.engines.conversion import convert_gguf, converted, mend_decoder
 
 
 @pytest.fixture
@@ -46,6 +46,17 @@ def test_smollm2_becomes_a_model_directory_with_tokenizer_and_template(
     before = (directory / "model.safetensors").stat().st_mtime_ns
     assert converted(smollm2_gguf, converted_models) == directory
     assert (directory / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_a_byte_level_tokenizer_has_no_other_decoder(byte_level):
+    tokenizers = pytest.importorskip("tokenizers")
+    decoders, before = tokenizers.decoders, tokenizers.pre_tokenizers
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = before.ByteLevel() if byte_level else before.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.ByteLevel()])
+    mend_decoder(tokenizer)
+    assert isinstance(tokenizer.decoder, decoders.ByteLevel) == byte_level
 
 
 def test_of_several_at_once_one_converts_and_all_get_it(gguf, slow, tmp_path):

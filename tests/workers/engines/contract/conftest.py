@@ -29,12 +29,12 @@ class Subject:
     near: float = NEAR
 
     def assert_same(self, expected, result):
-        """Up to a near tie; `expected` must have the logprobs of the two most likely tokens."""
+        """Up to a near tie; `expected` must have the logprobs of its most likely tokens."""
         for at, (token, other) in enumerate(zip(expected.tokens, result.tokens, strict=False)):
             if token != other:
-                (_, first), (runner_up, second) = expected.logprobs[at].top
-                assert other == runner_up, f"token {at}"
-                assert first - second < self.near, f"token {at}"
+                likely = dict(expected.logprobs[at].top)
+                assert other in likely, f"token {at}"
+                assert max(likely.values()) - likely[other] < self.near, f"token {at}"
                 return
         assert len(expected.tokens) == len(result.tokens)
 
@@ -125,6 +125,17 @@ def run(subject):
 @pytest_asyncio.fixture(loop_scope="session")
 async def story(run):
     return await run.encode("Once upon a time there was a")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_story(request, run):
+    """A prompt whose beginning no test of longer ones computes.
+
+    llama.cpp has other kernels for some 64 tokens at once, and with quantised weights they give
+    log-probabilities that differ by up to 0.3; what one has cached, the next request builds upon.
+    """
+    title = request.node.originalname.removeprefix("test_").replace("_", " ")
+    return await run.encode(f"How {title}: once upon a time there was a")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -7,10 +7,10 @@ import pytest
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_a_sequence_goes_on_from_the_tokens_it_is_given(subject, run, story):
-    whole = await run.generate(story, max_tokens=12, logprobs=2, ignore_eos=True)
+async def test_a_sequence_goes_on_from_the_tokens_it_is_given(subject, run, own_story):
+    whole = await run.generate(own_story, max_tokens=12, logprobs=5, ignore_eos=True)
     for cut in (1, 6, 11):
-        rest = await run.generate(story, whole.tokens[:cut], max_tokens=12, ignore_eos=True)
+        rest = await run.generate(own_story, whole.tokens[:cut], max_tokens=12, ignore_eos=True)
         # Other shapes of batch sum in another order: where two tokens tie they may change places.
         joined = dataclasses.replace(rest, tokens=whole.tokens[:cut] + rest.tokens)
         subject.assert_same(whole, joined)
