@@ -13,8 +13,8 @@ from queueserve.queue.plane import open_control_plane
 
 PROMPT = "Write a short story about a dog and a lighthouse."
 TOKENS = 60
-# Between the top two logprobs: Q4 weights, for which llama.cpp has other kernels from some 64 tokens
-# at once on, as a worker computes them that goes on; and fp32.
+# Between the top two logprobs: Q4 weights, for which llama.cpp has other kernels where it computes
+# some 64 tokens at once, as a worker that goes on does; and fp32.
 NEAR_TIE = {"llama_cpp": 0.3, "transformers": 1e-3}
 OPTIONS = {
     "llama_cpp": ("--engine", "llama_cpp"),
