@@ -49,6 +49,7 @@ class EngineOptions:
     threads: int | None = None
     data_dir: Path | None = None  # where converted weights are kept
     num_gpus: int | None = None  # that share one model
+    gpu_layers: int | None = None  # on the GPU; the processor has the rest
     adapters: tuple[tuple[str, Path], ...] = ()  # LoRA: names and directories
     arguments: tuple[str, ...] = ()  # the engine's own, as on its command line
     api_base: str | None = None  # of the server behind the openai engine
@@ -70,6 +71,7 @@ _OPTIONAL = {
     "revision": "--revision",
     "threads": "--threads",
     "num_gpus": "--num-gpus",
+    "gpu_layers": "--gpu-layers",
     "api_base": "--api-base",
 }
 """Fields of `EngineOptions` that not every engine looks at, and what an operator calls them."""
@@ -101,6 +103,7 @@ def _llama_cpp(source: ModelSource, options: EngineOptions) -> Engine:
         slots=options.slots,
         context_length=options.context_length,
         threads=options.threads,
+        gpu_layers=options.gpu_layers,
     )
 
 
@@ -112,7 +115,7 @@ def _transformers(source: ModelSource, options: EngineOptions) -> Engine:
         return _encoder(source, options, scores=use == "score")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
 
-    _tell_unused(source, options, uses=frozenset(_OPTIONAL) - {"threads", "api_base"})
+    _tell_unused(source, options, uses=frozenset(_OPTIONAL) - {"threads", "gpu_layers", "api_base"})
     return TransformersEngine(
         source.path,
         slots=options.slots,
@@ -239,7 +242,9 @@ class Adapter:
 
 ADAPTERS = {
     "fake": Adapter(_fake),
-    "llama_cpp": Adapter(_llama_cpp, ("xllamacpp",), frozenset({"threads"}), "llama-cpp"),
+    "llama_cpp": Adapter(
+        _llama_cpp, ("xllamacpp",), frozenset({"threads", "gpu_layers"}), "llama-cpp"
+    ),
     "mlx": Adapter(_mlx, ("mlx_lm",), frozenset({"dtype", "revision"}), "mlx"),
     "openai": Adapter(_openai, uses=frozenset({"api_base"})),
     "sglang": Adapter(

@@ -86,6 +86,12 @@ _engine_options = options(
         "--num-gpus", type=COUNT, help="GPUs that share the model (vllm, sglang, transformers)."
     ),
     option(
+        "--gpu-layers",
+        type=click.IntRange(min=0),
+        help="Layers on the GPU; the rest is computed by the processor (llama_cpp). Default: all "
+        "that fit.",
+    ),
+    option(
         "--lora-modules",
         multiple=True,
         metavar="NAME=DIRECTORY",

@@ -217,9 +217,10 @@ def test_a_model_for_vectors_gets_an_engine_for_them_whatever_generates_best():
     "engine, options, unused",
     [
         ("llama_cpp", {"bits": 4, "device": "cuda", "threads": 2}, ["--load-8bit", "--device"]),
+        ("llama_cpp", {"gpu_layers": 2, "num_gpus": 2}, ["--num-gpus"]),
         ("fake", {"num_gpus": 2, "slots": 3, "context_length": 100}, ["--num-gpus"]),
         ("transformers", {"dtype": "float32", "device": "cpu"}, []),
-        ("transformers", {"bits": 4, "threads": 2, "api_base": "x"}, ["--threads", "--api-base"]),
+        ("transformers", {"bits": 4, "threads": 2, "gpu_layers": 0}, ["--threads", "--gpu-layers"]),
         ("encoder", {"bits": 4, "threads": 2, "revision": "x"}, ["--load-8bit"]),
     ],
 )

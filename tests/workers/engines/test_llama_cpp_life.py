@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from queueserve.errors import EngineError
+from workers.adapters import EngineOptions, ModelSource, make_engine
 from workers.engines.llama_cpp import LlamaCppEngine
 
 if importlib.util.find_spec("xllamacpp") is None:  # importing it here would fix OpenMP's settings
@@ -41,6 +42,26 @@ async def test_what_it_says_of_itself(run, smollm2_gguf, tmp_path):
     await same.start(lambda outputs: None)
     await same.close()
     assert same.info.fingerprint == info.fingerprint
+
+
+@pytest.mark.parametrize("layers", [0, 7, None])
+async def test_the_gpu_gets_the_layers_that_are_asked_for(monkeypatch, smollm2_gguf, layers):
+    import xllamacpp  # noqa: PLC0415
+
+    passed = []
+
+    def refuse(params):
+        passed.append(params.n_gpu_layers)
+        raise RuntimeError
+
+    monkeypatch.setattr(xllamacpp, "Server", refuse)
+    source = ModelSource(path=str(smollm2_gguf), origin="", engine="llama_cpp", name="m")
+    engine = make_engine(source, EngineOptions(gpu_layers=layers))
+    with pytest.raises(EngineError, match="cannot load"):
+        await engine.start(lambda outputs: None)
+    await engine.close()
+    default = xllamacpp.CommonParams().n_gpu_layers
+    assert passed == [default if layers is None else layers]
 
 
 async def test_two_engines_in_one_process(make_run, run, smollm2_gguf, story):
