@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -75,6 +76,8 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish for ever."""
+        with contextlib.suppress(RedisUnavailableError), translated():
+            await self._line.call("PING")  # the first token must not wait for a connection
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -1,5 +1,6 @@
 """A sequence that nobody wants any more frees its slot."""
 
+import asyncio
 import time
 
 import pytest
@@ -23,6 +24,20 @@ async def test_an_aborted_sequence_gives_nothing_more_and_frees_its_slot(run, st
     for name in running:
         run.engine.abort(name)
     assert not any(map(run.ended, running))
+
+
+async def test_an_abort_while_a_prompt_is_read_frees_its_slot(run, story):
+    room = run.engine.info.context_length - 8
+    prompt = (story * room)[:room]
+    for delay in (0.0, 0.01, 0.05):
+        names = [run.add(prompt, max_tokens=4) for _ in range(run.engine.info.slots)]
+        await asyncio.sleep(delay)
+        for name in names:
+            run.engine.abort(name)
+        given = list(map(run.outputs, names))
+        after = await run.generate(story, max_tokens=2, ignore_eos=True)
+        assert len(after.tokens) == 2
+        assert list(map(run.outputs, names)) == given
 
 
 async def test_an_aborted_waiting_sequence_never_starts(run, story):

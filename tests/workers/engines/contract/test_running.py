@@ -100,3 +100,18 @@ async def test_steps_grow_while_something_runs(run, story):
     before = run.engine.steps
     await run.generate(story, max_tokens=6, ignore_eos=True)
     assert run.engine.steps - before >= 6
+
+
+async def test_what_the_cache_had_of_a_prompt_is_told_truly(run, own_story):
+    """Engines that keep blocks of a prompt tell of whole ones: vLLM's have 128 tokens on a CPU."""
+    length = 3 * run.engine.info.context_length // 4
+    prompt = (own_story * length)[:length]
+    first = await run.generate(prompt, max_tokens=2, ignore_eos=True)
+    await asyncio.sleep(0.2)  # a slot may be given back a moment after the last output
+    again = await run.generate(prompt, max_tokens=2, ignore_eos=True)
+    other = await run.generate(prompt[1:], max_tokens=2, ignore_eos=True)
+    if again.cached_tokens is None:
+        pytest.skip("this engine keeps nothing of a prompt")
+    assert first.cached_tokens < length // 4
+    assert length // 4 < again.cached_tokens < length
+    assert other.cached_tokens < length // 4  # it begins otherwise
