@@ -179,6 +179,7 @@ class Incarnation:
                         log.debug("claim: %s", error.message)
                     await asyncio.sleep(_RETRY)
         finally:
+            await line.aclose()
             await blocking.aclose()
 
     async def _take(self, claims: list[Claim], consumer: Consumer) -> None:

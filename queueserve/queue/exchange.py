@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 
 from hiredis import pack_command
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
 from queueserve.queue.connection import ANSWER_TIMEOUT
+from queueserve.queue.tasks import end
 from queueserve.queue.wire import Plug, Wire
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
@@ -84,6 +86,16 @@ class Line:
             self._moving = True
             loop.call_soon(self._send)
         return await exchange.complete
+
+    async def aclose(self) -> None:
+        """Give the connection back to the client; what waits or is on its way fails."""
+        closed = RedisConnectionError("the line was closed")
+        _fail(self._waiting, closed)
+        if self._opening is not None:
+            await end({self._opening})
+        if self._wire is not None:
+            self._wire.close(closed)
+        await self._plug.unplug()
 
     def _send(self) -> None:
         """Send what waits, as much as may leave together; stop where nothing does."""

@@ -228,3 +228,33 @@ async def test_a_line_leaves_no_connection_to_a_client_that_is_closed(redis, red
             if str(number) not in {one["id"] for one in await redis.client_list()}:
                 return
             await asyncio.sleep(0.01)
+
+
+async def test_a_line_that_is_closed_gives_its_connection_back_and_fails_what_waits(
+    redis, redis_url
+):
+    mine = open_redis(redis_url)
+    line = Line(mine)
+    waiting = asyncio.create_task(line.call("BLPOP", "nothing", 10))
+    async with asyncio.timeout(BOUND):
+        await blocked(redis)
+        await line.aclose()
+        with pytest.raises(RedisConnectionError):
+            await waiting
+    assert not mine.connection_pool._in_use_connections
+    assert await line.call("PING") == b"PONG"  # another one is opened
+    await line.aclose()
+    await mine.aclose()
+
+
+async def test_a_line_that_is_closed_while_it_opens_is_closed(mute):
+    redis = open_redis(f"{mute}?password=x")  # to log in takes an answer
+    line = Line(redis)
+    waiting = asyncio.create_task(line.call("PING"))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(BOUND):
+        await line.aclose()
+        with pytest.raises(RedisConnectionError):
+            await waiting
+    assert not redis.connection_pool._in_use_connections
+    await redis.aclose()
