@@ -135,7 +135,7 @@ async def own_story(request, run):
     log-probabilities that differ by up to 0.3; what one has cached, the next request builds upon.
     """
     title = request.node.originalname.removeprefix("test_").replace("_", " ")
-    return await run.encode(f"How {title}: once upon a time there was a")
+    return await run.encode(f"How {title}: once upon a time there was a")  # no other begins so
 
 
 @pytest_asyncio.fixture(loop_scope="session")
