@@ -93,6 +93,8 @@ class Line:
         _fail(self._waiting, closed)
         if self._opening is not None:
             await end({self._opening})
+            self._opening = None
+            self._send()  # what has come meanwhile, or else it stands still
         if self._wire is not None:
             self._wire.close(closed)
         await self._plug.unplug()

@@ -220,7 +220,8 @@ def test_a_model_for_vectors_gets_an_engine_for_them_whatever_generates_best():
         ("llama_cpp", {"gpu_layers": 2, "num_gpus": 2}, ["--num-gpus"]),
         ("fake", {"num_gpus": 2, "slots": 3, "context_length": 100}, ["--num-gpus"]),
         ("transformers", {"dtype": "float32", "device": "cpu"}, []),
-        ("transformers", {"bits": 4, "threads": 2, "gpu_layers": 0}, ["--threads", "--gpu-layers"]),
+        ("transformers", {"bits": 4, "threads": 2, "api_base": "x"}, ["--threads", "--api-base"]),
+        ("transformers", {"gpu_layers": 0}, ["--gpu-layers"]),
         ("encoder", {"bits": 4, "threads": 2, "revision": "x"}, ["--load-8bit"]),
     ],
 )

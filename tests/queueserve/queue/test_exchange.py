@@ -258,3 +258,18 @@ async def test_a_line_that_is_closed_while_it_opens_is_closed(mute):
             await waiting
     assert not redis.connection_pool._in_use_connections
     await redis.aclose()
+
+
+async def test_a_line_that_was_closed_while_it_opened_can_be_used_again(redis_url):
+    redis = open_redis(redis_url)
+    line = Line(redis)
+    waiting = asyncio.create_task(line.call("PING"))
+    async with asyncio.timeout(BOUND):
+        await asyncio.sleep(0)  # in line
+        await asyncio.sleep(0)  # being sent
+        assert line._opening
+        await line.aclose()
+        with pytest.raises(RedisConnectionError):
+            await waiting
+        assert await line.call("PING") == b"PONG"
+    await redis.aclose()
