@@ -1,5 +1,6 @@
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -118,18 +119,27 @@ def test_other_vocabularies_are_decoded_by_what_each_token_adds(word_pieces):
     assert pieces(word_pieces, tokens) == ["play", "ing", " the", " game", ""]
 
 
-def test_a_long_text_leaves_the_event_loop_free(byte_level):
-    async def turns():
-        count = 0
-        encoding = asyncio.ensure_future(byte_level.encode("word " * 200_000, add_special=False))
-        while not encoding.done():
-            await asyncio.sleep(0)
-            count += 1
-        return count, len(await encoding)
+def test_a_long_text_leaves_the_event_loop_free(tiny_llama):
+    """The encoding waits for the event loop, so it ends only where the two run side by side."""
+    tokenizer = TransformersTokenizer(AutoTokenizer.from_pretrained(tiny_llama))
+    turned = threading.Event()
+    waited = []
+    encode_here = tokenizer._encode
 
-    count, length = asyncio.run(turns())
-    assert length == 1_000_000
-    assert count > 10
+    def encode_after_a_turn(*args):
+        waited.append(turned.wait(timeout=10))
+        return encode_here(*args)
+
+    tokenizer._encode = encode_after_a_turn
+
+    async def beside():
+        encoding = asyncio.ensure_future(tokenizer.encode("word " * 20_000, add_special=False))
+        await asyncio.sleep(0)
+        turned.set()
+        return len(await encoding)
+
+    assert asyncio.run(beside()) == 100_000
+    assert waited == [True]
 
 
 def test_a_cut_that_the_files_ask_for_is_not_made(tiny_llama, tmp_path):
