@@ -78,13 +78,13 @@ def _chat(address: Address) -> str:
 
 
 def _redis_cli(url: str) -> str:
+    if "+sentinel" in url.partition("://")[0]:  # several hosts, which urlsplit may refuse
+        return "redis-cli, on the master that your sentinels name"
     parts = urlsplit(url)
     if parts.password:
         return "redis-cli -u with your Redis URL"
     if parts.scheme == "unix":
         return f"redis-cli -s {parts.path}"
-    if "+sentinel" in parts.scheme:
-        return "redis-cli, on the master that your sentinels name"
     if url == "redis://127.0.0.1:6379/0":
         return "redis-cli"
     if parts.scheme == "redis" and parts.hostname == "127.0.0.1" and parts.path in ("", "/", "/0"):

@@ -6,9 +6,10 @@ What stands behind `?` are options of the connection, by their names in redis-py
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 
@@ -43,17 +44,27 @@ def parse(url: str) -> Address:
 
 def shown(url: str) -> str:
     """The URL for people, without a password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    _, hosts, parts = _split(url)
+    return f"{parts.scheme}://{hosts}{parts.path}"
+
+
+def _split(url: str) -> tuple[str, str, SplitResult]:
+    """The login with its @, the hosts, and the rest, as urlsplit gives it.
+
+    To urlsplit itself several hosts are an error as soon as one of them is an IPv6 address.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    login, at, hosts = authority.rpartition("@")
+    return login + at, hosts, urlsplit(f"{scheme}://{rest.removeprefix(authority)}")
 
 
 def _sentinel(url: str, scheme: str) -> Address:
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
+    login, hosts, parts = _split(url)
     master, _, db = parts.path.strip("/").partition("/")
     if not master:
         raise ValueError("redis+sentinel://host:port,host:port/NAME/db needs the master's NAME")
-    given = dict(parse_url(f"{scheme}://{login}{at}master/{db}?{parts.query}"))
+    given = dict(parse_url(f"{scheme}://{login}master/{db}?{parts.query}"))
     del given["host"]
     theirs = {
         name.removeprefix("sentinel_"): given.pop(name)

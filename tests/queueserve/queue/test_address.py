@@ -110,6 +110,7 @@ def test_a_sentinel_url_in_full():
         ("redis://u:p@h:1/0", "redis://h:1/0"),
         ("unix:///run/redis?db=1", "unix:///run/redis"),
         ("redis+sentinel://:p@a:1,b:2/main/0", "redis+sentinel://a:1,b:2/main/0"),
+        ("redis+sentinel://:p@a,[::1]:2/main?db=1", "redis+sentinel://a,[::1]:2/main"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url, text):
