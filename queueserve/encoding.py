@@ -122,9 +122,7 @@ _SHAPES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _event(row: Sequence[Any]) -> Event:
-    if row[0] == "delta":
-        return _delta(row)
+def _other(row: Sequence[Any]) -> Event:
     tag, *rest = row
     if not all(map(isinstance, rest, _SHAPES[tag])):
         raise TypeError(f"a field of {tag!r} has the wrong type")
@@ -165,7 +163,7 @@ def _loads(data: bytes, most: int = MAX_MESSAGE) -> Any:
 def decode_events(message: bytes) -> list[Event]:
     """The events of one message. Raises ProtocolError for anything that is not such a message."""
     try:
-        return [_event(row) for row in _loads(message)]
+        return [_delta(row) if row[0] == "delta" else _other(row) for row in _loads(message)]
     except (ValueError, TypeError, LookupError) as error:
         raise ProtocolError(f"not a message of events: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from queueserve.api.generation import Batch
 from queueserve.api.sse import EventStream
@@ -24,36 +25,33 @@ class Relay:
         self._stream = stream
         self._render = render
         self._out = out
-        self._soon = turn.soon
+        self._turn = turn
+        self._soon = partial(turn.soon, self._pass_on)  # once all of a message is there
         self._over: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._scheduled = False
 
     async def run(self) -> bytes:
         """Return the last frames, still to be written. Raises the QueueServeError of the job."""
-        self._out.caught_up = self._look
-        self._stream.watch(self._look)
-        self._look()
+        self._out.caught_up = self._soon
+        self._stream.watch(self._soon)
+        self._soon()
         return await self._over
 
-    def _look(self) -> None:
-        """Pass on what is there, once everything that came in the same message is."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._soon(self._pass_on)
-
     def _pass_on(self) -> None:
-        self._scheduled = False
+        out, stream = self._out, self._stream
+        if out.busy or self._over.done():
+            return
         try:
-            while not self._out.busy and not self._over.done():
-                batch = self._stream.take()
-                if not batch:
-                    return
-                frames = self._render([(0, batch)])
-                if self._stream.over:
-                    self._over.set_result(frames)
-                elif frames:
-                    self._out.push(frames)
+            frames = self._render([(0, stream.take())])
         except StopAsyncIteration:
             self._over.set_result(b"")
+            return
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._over.set_exception(error)
+            return
+        if stream.ended and stream.over:
+            self._over.set_result(frames)
+            return
+        if frames:
+            self._turn.write(out.push, frames)
+        if stream.ended:  # its error comes after what is there
+            self._soon()

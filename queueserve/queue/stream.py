@@ -68,15 +68,18 @@ class JobStream:
         self._unproven: list[Event] = []  # of an epoch that Redis has not confirmed yet
         self._error: QueueServeError | None = None
         self._wake = asyncio.Event()
-        self._watcher: Callable[[], None] | None = None
+        self._tell: Callable[[], None] = self._wake.set  # there is something, or the end
         self._close = close
 
     def __aiter__(self) -> Self:
         return self
 
     def watch(self, ready: Callable[[], None]) -> None:
-        """Call `ready` from now on when there is something to `take`, instead of iterating."""
-        self._watcher = ready
+        """Call `ready` from now on when there is something to `take`, instead of iterating.
+
+        It is not called again for what comes until that is taken, but for the end.
+        """
+        self._tell = ready
 
     @property
     def over(self) -> bool:
@@ -199,13 +202,8 @@ class JobStream:
 
     def _give(self, event: Event) -> None:
         self._ready.append(event)
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._watcher is None:
-            self._wake.set()
-        else:
-            self._watcher()
+        if self.ended or len(self._ready) == 1:
+            self._tell()
 
     def _begin(self, event: Started) -> Need:
         self._begun = event.epoch
@@ -246,10 +244,8 @@ class JobStream:
         self.tokens += event.tokens
         self.chars += len(event.text)
         self._ready.append(event)
-        if self._watcher is None:
-            self._wake.set()
-        else:
-            self._watcher()
+        if len(self._ready) == 1:
+            self._tell()
         return Need.NOTHING
 
     def _finish(self, event: Finished) -> Need:
