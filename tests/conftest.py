@@ -168,7 +168,8 @@ def certificates(tmp_path_factory):
         subprocess.run(["openssl", *arguments], cwd=home, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    authority = ("-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", *authority)
     for name, host in (("server", "IP:127.0.0.1"), ("other", "DNS:other"), ("client", "DNS:me")):
         openssl(
             *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem"),

@@ -6,8 +6,8 @@ wakes up for every token, only to call it, costs more than the call.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Awaitable, Coroutine, Generator
+from dataclasses import dataclass
 from typing import Any, cast
 
 
@@ -22,12 +22,22 @@ def begin(work: Awaitable[None]) -> Any:
         return None
 
 
-@types.coroutine
-def finish(work: Awaitable[None], waiting: Any) -> Generator[Any, Any, None]:
+async def finish(work: Awaitable[None], waiting: Any) -> None:
     """Await the rest of what `begin` has begun."""
     coroutine = cast("Coroutine[Any, None, None]", work)
     try:
-        yield waiting
-        yield from coroutine.__await__()
+        await _Rest(coroutine, waiting)
     finally:
         coroutine.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What a coroutine that waits already still does; one that has begun cannot be awaited."""
+
+    coroutine: Coroutine[Any, None, None]
+    waiting: Any
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield self.waiting
+        yield from self.coroutine.__await__()
