@@ -159,6 +159,15 @@ def _one_context_for_all_clients():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patient_clients():
+    """By itself httpx gives up after five seconds, which a busy machine may take."""
+    with pytest.MonkeyPatch.context() as patch:
+        for what in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, what, 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
     """An authority, and what it has signed: for the server (127.0.0.1), for elsewhere, a client."""

@@ -123,6 +123,7 @@ class ByHand:
 
     def __init__(self) -> None:
         self.streams: list[JobStream] = []
+        self.asked = 0  # calls of open
         self.closed: list[str] = []
         self.refusals: list[Exception | None] = []  # for the next calls of open
         self.hold: asyncio.Event | None = None  # open waits for it
@@ -135,6 +136,7 @@ class ByHand:
         yield SimpleNamespace(owner=self, directory=self, responses=SimpleNamespace(enabled=False))
 
     async def open(self, job):
+        self.asked += 1
         refusal = self.refusals.pop(0) if self.refusals else None
         if self.hold:
             await self.hold.wait()

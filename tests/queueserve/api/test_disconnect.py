@@ -10,6 +10,8 @@ import pytest
 
 from queueserve.api.disconnect import Client, ServerClosingError
 
+BOUND = 60.0
+SLOW = {"tick": 0.05}  # what runs until its client leaves takes 150 seconds by itself
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello " * 20}], "max_tokens": 3000}
 
 
@@ -30,7 +32,7 @@ async def ask(port: int, **change) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 async def settled(redis, state: bytes, *, count: int = 1) -> None:
     """Wait until as many jobs are in this state."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         while True:
             jobs = await redis.keys("qs:{m}:job:*")
             states = [await redis.hget(job, "state") for job in jobs]
@@ -41,7 +43,7 @@ async def settled(redis, state: bytes, *, count: int = 1) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_while_it_is_queued(api, worker, redis, stream):
-    await worker(slots=1)
+    await worker(slots=1, **SLOW)
     _, busy = await ask(api.port)
     await settled(redis, b"running")
     _, queued = await ask(api.port, stream=stream, n=3)
@@ -64,7 +66,7 @@ async def test_while_its_prompt_is_read(api, worker, redis, stream):
 
 
 async def test_while_it_streams(api, worker, redis):
-    await worker()
+    await worker(**SLOW)
     reader, writer = await ask(api.port, stream=True, n=2)
     await reader.readuntil(b"data: ")
     writer.close()
@@ -72,7 +74,7 @@ async def test_while_it_streams(api, worker, redis):
 
 
 async def test_while_it_waits_for_the_whole_answer(api, worker, redis):
-    await worker()
+    await worker(**SLOW)
     _, writer = await ask(api.port, n=2)
     await settled(redis, b"running", count=2)
     writer.close()
@@ -83,6 +85,7 @@ async def test_while_its_jobs_are_being_opened(by_hand, until):
     hand = by_hand.hand
     hand.hold = asyncio.Event()
     _, writer = await ask(by_hand.port, n=3)
+    await until(lambda: hand.asked == 3)
     writer.close()
     await asyncio.sleep(0.05)
     hand.hold.set()

@@ -108,7 +108,7 @@ async def test_what_nobody_reads_stays_in_its_stream(hand):
             read += sum(len(events) for _, events in await reader.read())
 
 
-async def test_a_request_that_is_cancelled_while_it_opens_closes_what_opens_later(hand):
+async def test_a_request_that_is_cancelled_while_it_opens_closes_what_opens_later(hand, until):
     hand.hold = asyncio.Event()
 
     async def run() -> None:
@@ -116,7 +116,7 @@ async def test_a_request_that_is_cancelled_while_it_opens_closes_what_opens_late
             pytest.fail("cancelled before")
 
     running = asyncio.create_task(run())
-    await asyncio.sleep(0.01)
+    await until(lambda: hand.asked == 3)
     running.cancel()
     await asyncio.sleep(0.01)
     assert not running.done()

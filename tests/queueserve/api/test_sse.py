@@ -82,7 +82,7 @@ async def test_a_reader_that_stands_still_holds_the_stream_back(by_hand, until):
     writer.close()
 
 
-async def test_no_comment_is_sent_while_a_write_waits():
+async def test_no_comment_is_sent_while_a_write_waits(until):
     sent = []
     gate = asyncio.Event()
 
@@ -97,5 +97,5 @@ async def test_no_comment_is_sent_while_a_write_waits():
         assert sent == [None, b"data: 1\n\n"]
         gate.set()
         await writing
-        await asyncio.sleep(0.1)
+        await until(lambda: len(sent) > 2)
     assert sent[2] == b": keep-alive\n\n"
