@@ -37,7 +37,7 @@ SCENARIOS = {
         max_tokens=128,
         tick=0.02,
         pause=0.02,
-        seconds=10,
+        seconds=30,
     ),
     "S4": Scenario(title="64 clients, 1 token, full speed", clients=64, max_tokens=1),
 }
