@@ -117,7 +117,7 @@ async def by_hand(server) -> None:
         functions, theirs = Functions(api), Functions(worker)
         await functions.call("submit", "qs:{m}", *said, 9, 9, "", 0, 0, "1")
         for n in range(3):
-            consumer = Consumer(theirs, KEYS, "m", f"w{n}", heartbeat_timeout=2.0)
+            consumer = Consumer(theirs, KEYS, "m", f"w{n}", heartbeat_timeout=60.0)
             await consumer.register(slots=2, speed=1.0, about={"host": "h"})
             await consumer.heartbeat(steps=1, rate=5.0)
             await functions.call("reap", "qs:{m}", 2_000_000, "a", f"w{n}")
@@ -162,7 +162,7 @@ async def responses_and_orders(server) -> None:
         while not server.admin.pubsub_channels("qs:orders:*"):  # noqa: ASYNC110 - it is in Redis
             await asyncio.sleep(0.01)
         operator = server.url("queueserve-operator")
-        assert await give(operator, "qs:", "host-1", Unload("m"), within=5) == "done"
+        assert await give(operator, "qs:", "host-1", Unload("m"), within=60) == "done"
         await end({listening})
 
 

@@ -15,7 +15,7 @@ from workers.incarnation import process_name
 from workers.settings import WorkerSettings
 from workers.worker import Worker
 
-BOUND = 20.0
+BOUND = 60.0
 CHANNEL = f"qs:orders:{process_name()}"
 
 
@@ -31,7 +31,7 @@ async def hosted(redis_url):
 
         def worker(*names, engine=FakeEngine) -> Worker:
             settings = WorkerSettings(
-                redis_url=redis_url, model_names=names, heartbeat_timeout=2.0, grace=0.2
+                redis_url=redis_url, model_names=names, heartbeat_timeout=15.0, grace=0.2
             )
             return Worker(engine(tick=0.005), settings)
 

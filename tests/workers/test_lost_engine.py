@@ -78,7 +78,7 @@ async def test_an_engine_that_comes_back_while_its_worker_drains_does_not_join_a
         await house.until(lambda: house.redis.zcard("qs:{m}:free"), equal=0)
         engine.lose()
         engine.recover()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
         assert await house.redis.zcard("qs:{m}:alive") == 0
         await house.worker(FakeEngine(tick=0))
 
@@ -107,7 +107,7 @@ async def test_a_worker_ends_with_its_reason_when_its_engine_is_dead(
         engine.dead = True
         engine.lose()
         with pytest.raises(EngineDiedError, match="has ended"):
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
         await house.worker(FakeEngine(tick=0))
 
     _, tokens, end = await read(await plane.owner.open(house.job()), after=5, then=disturb)

@@ -60,7 +60,7 @@ async def test_the_body_of_a_job(going, functions, skipped):
     body = encode(going.house.job(id="large", messages=prompt(LARGE)))
     await functions.call(
         "submit", "qs:{m}", "large", going.plane.owner.api, 2_000_000, 0, body, "d", 8, "t", 1, 1,
-        9_000_000, 9_000_000, 0, 3, 100, 100, b"", 0,
+        60_000_000, 60_000_000, 0, 3, 100, 100, b"", 0,
     )  # fmt: skip
 
     async def failed() -> bool:

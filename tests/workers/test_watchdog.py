@@ -27,7 +27,7 @@ async def test_jobs_of_a_stuck_engine_go_on_elsewhere(house, redis_url, read):
 
     async def disturb():
         with pytest.raises(EngineStuckError, match="no step for 1 s, with 1 jobs on it"):
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, 60)
         await house.worker(FakeEngine(tick=0))
 
     stalls = house.job(messages=({"role": "user", "content": "[[stall 5]]"},))

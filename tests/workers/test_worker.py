@@ -376,7 +376,7 @@ async def test_a_malformed_job_fails_and_the_worker_lives(house, read, functions
     body = b'{"id": 5}'
     await functions.call(
         "submit", "qs:{m}", "bad", plane.owner.api, 2_000_000, 0, body, "d", 8, "t", 1, 1,
-        5_000_000, 5_000_000, 0, 3, 100, 100, b"", 0,
+        60_000_000, 60_000_000, 0, 3, 100, 100, b"", 0,
     )  # fmt: skip
     await house.until(lambda: house.redis.zcard("qs:{m}:due"), equal=0)
     assert await house.redis.hget("qs:{m}:job:bad", "state") == b"failed"
