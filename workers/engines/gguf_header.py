@@ -123,3 +123,8 @@ def parts(path: Path) -> list[Path]:
     """The files of the model that `path` is, or is the first part of."""
     pattern = _SHARD.sub(r"-?????-of-\1.gguf", path.name)
     return [path] if pattern == path.name else sorted(path.parent.glob(pattern))
+
+
+def size(path: Path) -> int:
+    """Bytes of the model, in all its files."""
+    return sum(part.stat().st_size for part in parts(path))

@@ -22,7 +22,7 @@ from workers.engines.fingerprint import fingerprint
 from workers.engines.grammar import Grammars
 from workers.engines.llama_cpp_gathering import Gathering
 from workers.engines.llama_cpp_generation import Generation
-from workers.engines.llama_cpp_server import LlamaServer
+from workers.engines.llama_cpp_server import LlamaServer, devices
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
 from workers.engines.loading import in_daemon_thread
@@ -74,7 +74,7 @@ class LlamaCppEngine:
     ) -> None:
         self.steps = 0
         self._path = Path(model_path)
-        self._slots = slots or llama_cpp_sizing.DEFAULT_SLOTS
+        self._slots = slots
         self._context_length = context_length
         self._threads = threads or llama_cpp_sizing.threads()
         self._gpu_layers = gpu_layers
@@ -92,17 +92,25 @@ class LlamaCppEngine:
         self._loaded = await in_daemon_thread(self._load)
         self.info = self._loaded.info
         self.tokenizer = LlamaCppTokenizer(self._loaded.server, self._loaded.vocabulary)
-        self._idle = [_Slot(index) for index in range(self._slots)]
+        self._idle = [_Slot(index) for index in range(self.info.slots)]
         # Not daemon threads: one that is inside llama.cpp when Python exits aborts the process.
-        self._pool = ThreadPoolExecutor(self._slots, thread_name_prefix="llama_cpp")
+        self._pool = ThreadPoolExecutor(self.info.slots, thread_name_prefix="llama_cpp")
 
     def _load(self) -> _Loaded:
         header = gguf_header.read_header(self._path)
         vocabulary = Vocabulary.read(header)
-        context = llama_cpp_sizing.context_length(header, self._slots, self._context_length)
+        slots, context = llama_cpp_sizing.choose(
+            header,
+            devices(),
+            weights=gguf_header.size(self._path),
+            slots=self._slots,
+            context=self._context_length,
+            threads=self._threads,
+            gpu_layers=self._gpu_layers,
+        )
         server = LlamaServer(
             self._path,
-            slots=self._slots,
+            slots=slots,
             context=llama_cpp_sizing.padded(context),
             threads=self._threads,
             gpu_layers=self._gpu_layers,
@@ -113,7 +121,7 @@ class LlamaCppEngine:
             version=server.version,
             fingerprint=fingerprint(gguf_header.parts(self._path), header.digest),
             context_length=context,
-            slots=self._slots,
+            slots=slots,
         )
         grammars = Grammars(lambda: vocabulary.pieces, server.ends)
         return _Loaded(server, vocabulary, grammars, info)

@@ -12,7 +12,7 @@ from workers.engines import gguf_header, llama_cpp_sizing
 from workers.engines.base import EngineInfo, Sink
 from workers.engines.fingerprint import fingerprint
 from workers.engines.length_batching import LengthBatcher
-from workers.engines.llama_cpp_server import LlamaServer
+from workers.engines.llama_cpp_server import LlamaServer, devices
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
 from workers.engines.loading import in_daemon_thread
@@ -67,7 +67,7 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
         gpu_layers: int | None = None,
     ) -> None:
         self._path = Path(model_path)
-        self._slots = slots or llama_cpp_sizing.DEFAULT_SLOTS
+        self._slots = slots
         self._context_length = context_length
         self._threads = threads or llama_cpp_sizing.threads()
         self._gpu_layers = gpu_layers
@@ -103,10 +103,18 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
     def _load(self) -> _Loaded:
         header = gguf_header.read_header(self._path)
         vocabulary = Vocabulary.read(header)
-        context = llama_cpp_sizing.context_length(header, self._slots, self._context_length)
+        slots, context = llama_cpp_sizing.choose(
+            header,
+            devices(),
+            weights=gguf_header.size(self._path),
+            slots=self._slots,
+            context=self._context_length,
+            threads=self._threads,
+            gpu_layers=self._gpu_layers,
+        )
         server = LlamaServer(
             self._path,
-            slots=self._slots,
+            slots=slots,
             context=llama_cpp_sizing.padded(context),
             threads=self._threads,
             gpu_layers=self._gpu_layers,
@@ -117,7 +125,7 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
             version=server.version,
             fingerprint=fingerprint(gguf_header.parts(self._path), header.digest),
             context_length=context,
-            slots=self._slots,
+            slots=slots,
             tasks=("embed", "score"),
         )
         [vector] = server.embed([(0,)])

@@ -24,6 +24,7 @@ from queueserve.errors import (
 )
 from queueserve.protocol import TokenLogprob
 from workers.engines import llama_cpp_requests as requests
+from workers.engines.llama_cpp_sizing import Device
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class LlamaServer:
         params.n_parallel = slots
         params.n_ctx = slots * context
         params.embedding = embeds
-        on_gpu = gpu_layers != 0 and _has_gpu(library)
+        on_gpu = gpu_layers != 0 and any(device.is_gpu for device in devices())
         # An encoder looks at a whole input at once.
         step = context if embeds else max(slots, _GPU_BATCH if on_gpu else _CPU_BATCH)
         params.n_batch = params.n_ubatch = step
@@ -204,9 +205,15 @@ def _library() -> Any:
         ) from error
 
 
-def _has_gpu(library: Any) -> bool:
-    cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-    return any(device["type"] != cpu for device in library.get_device_info())
+def devices() -> list[Device]:
+    """Return where this build of llama.cpp can compute. Raises EngineError without the library."""
+    library = _library()
+    kinds = library.ggml_backend_dev_type
+    gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return [
+        Device(is_gpu=found["type"] in gpus, free=found["memory_free"])
+        for found in library.get_device_info()
+    ]
 
 
 def _message(answer: dict[str, Any]) -> Message:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from queueserve.errors import EngineError
 from workers.engines.gguf_header import Header
 
-DEFAULT_SLOTS = 4
-"""On a CPU 4 sequences give 85 to 90 % of the tokens/s of 8 or 16, and each is twice as fast."""
-
+_SLOTS_PER_PROCESSOR = 2
+"""On two processors 4 sequences give 85 to 90 % of the tokens/s of 8 or 16, each twice as fast."""
+_GPU_SLOTS = 32
 _MAX_SLOTS = 256  # llama.cpp's own bound on the sequences of a context
 _MAX_CONTEXT = 4096  # tokens
-_MAX_CACHE = 2 << 30  # bytes of keys and values, over all slots: they are allocated at the start
 _MIN_CONTEXT = 512
+_FAIR_CONTEXT = 2048  # rather fewer slots than less of it in each
+# Of the memory, for keys and values over all slots: they are allocated at the start.
+_CPU_SHARE, _GPU_SHARE = 1 / 4, 3 / 4  # of all of it; of what the weights leave
 _BLOCK = 256  # llama.cpp rounds a context up to this
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_QUOTA = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where llama.cpp can compute."""
+
+    is_gpu: bool
+    free: int  # bytes
 
 
 def cache_bytes_per_token(header: Header) -> int:
@@ -32,8 +45,44 @@ def cache_bytes_per_token(header: Header) -> int:
     return max(1, int(total * (key + value) * 2))
 
 
-def context_length(header: Header, slots: int, wanted: int | None) -> int:
-    """Tokens for one sequence: `wanted`, or what suits the model and a cache of 2 GiB in all.
+def choose(
+    header: Header,
+    devices: Iterable[Device],
+    *,
+    weights: int,
+    slots: int | None,
+    context: int | None,
+    threads: int,
+    gpu_layers: int | None,
+) -> tuple[int, int]:
+    """The slots, and the tokens of one sequence; both as they are wanted, if they are.
+
+    `weights` is the size of the model in bytes; `threads` -1 is as many as there are processors;
+    `gpu_layers` None is as many as fit, 0 none. Raises EngineError.
+    """
+    devices = list(devices)
+    on_gpu = gpu_layers != 0 and any(device.is_gpu for device in devices)
+    room = _room([device.free for device in devices if device.is_gpu is on_gpu], weights, on_gpu)
+    if slots is None:
+        each = cache_bytes_per_token(header) * (context or _FAIR_CONTEXT)
+        computing = threads if threads > 0 else processors()
+        good = _GPU_SLOTS if on_gpu else _SLOTS_PER_PROCESSOR * computing
+        slots = max(1, min(good, room // each, _MAX_SLOTS))
+    return slots, context_length(header, slots, context, room=room)
+
+
+def _room(free: list[int], weights: int, on_gpu: bool) -> int:  # noqa: FBT001
+    """Bytes for the cache of all slots, on the devices that compute."""
+    if on_gpu:
+        return int(max(0, sum(free) - weights) * _GPU_SHARE)
+    memory = sum(free)
+    if _MEMORY_QUOTA.exists() and (quota := _MEMORY_QUOTA.read_text().strip()) != "max":
+        memory = min(memory, int(quota))
+    return int(memory * _CPU_SHARE)
+
+
+def context_length(header: Header, slots: int, wanted: int | None, *, room: int) -> int:
+    """Tokens for one sequence: `wanted`, or what suits the model and a cache of `room` bytes.
 
     Raises EngineError where the model was not trained for so many, or llama.cpp has no so many
     slots.
@@ -49,7 +98,7 @@ def context_length(header: Header, slots: int, wanted: int | None) -> int:
                 f"a context of {wanted} tokens is too long: the model was trained for {trained}"
             )
         return wanted
-    fitting = _MAX_CACHE // (slots * cache_bytes_per_token(header)) // _BLOCK * _BLOCK
+    fitting = room // (slots * cache_bytes_per_token(header)) // _BLOCK * _BLOCK
     return int(min(trained, _MAX_CONTEXT, max(_MIN_CONTEXT, fitting)))
 
 
@@ -58,16 +107,22 @@ def padded(context: int) -> int:
     return -(-context // _BLOCK) * _BLOCK
 
 
-def threads() -> int:
-    """Threads to compute with; -1 leaves it to llama.cpp, which counts physical cores.
-
-    It does not know of CPU affinity and of a container's quota, and with more threads than
-    processors it is ten times slower, as its threads wait for each other many times a token.
-    """
+def processors() -> int:
+    """Processors that this process may use: affinity and a container's quota count."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     usable = usable or 1
     if _CPU_QUOTA.exists():
         quota, period = _CPU_QUOTA.read_text().split()
         if quota != "max":
             usable = min(usable, max(1, int(quota) // int(period)))
+    return usable
+
+
+def threads() -> int:
+    """Threads to compute with; -1 leaves it to llama.cpp, which counts physical cores.
+
+    It does not know of CPU affinity and of a container's quota, and with more threads than
+    processors it is ten times slower, as its threads wait for each other many times a token.
+    """
+    usable = processors()
     return usable if usable < (os.cpu_count() or 1) else -1

@@ -41,22 +41,66 @@ def test_the_cache_of_a_token(smollm2_gguf):
     assert sizing.cache_bytes_per_token(mixed) == 3 * (32 + 16) * 2
 
 
-def test_the_default_context_suits_the_model_and_the_memory():
-    assert sizing.context_length(SMALL, 4, None) == 4096
-    assert sizing.context_length(SMALL, 64, None) == 1280
-    assert sizing.context_length(SEVEN_B, 4, None) == 1024
-    assert sizing.context_length(SEVEN_B, 64, None) == 512
-    assert sizing.context_length(header(context_length=256), 4, None) == 256
+GIB = 1 << 30
+HERE = [sizing.Device(is_gpu=False, free=24 * GIB)]
+WITH_GPU = [*HERE, sizing.Device(is_gpu=True, free=20 * GIB)]
 
 
-def test_a_wanted_size_is_taken_if_the_model_and_llama_cpp_can_do_it():
-    assert sizing.context_length(SEVEN_B, 64, 4096) == 4096
+@pytest.fixture(autouse=True)
+def no_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(sizing, "_MEMORY_QUOTA", tmp_path / "memory.max")
+    return tmp_path / "memory.max"
+
+
+def choose(model, devices, **wanted):
+    plain = {"slots": None, "context": None, "threads": 2, "gpu_layers": None, "weights": 4 * GIB}
+    return sizing.choose(model, devices, **plain | wanted)
+
+
+def test_slots_are_what_the_processors_compute_well_together():
+    assert choose(SMALL, HERE, threads=1) == (2, 4096)
+    assert choose(SMALL, HERE) == (4, 4096)
+    assert choose(SMALL, HERE, threads=16) == (32, 4096)
+    assert choose(SMALL, HERE, threads=1000)[0] == 136  # 6 GiB / (2048 * 22.5 KiB)
+    assert choose(SMALL, HERE, threads=-1)[0] == min(136, 2 * sizing.processors())
+
+
+def test_slots_are_no_more_than_the_memory_holds_at_a_fair_context():
+    assert choose(SEVEN_B, HERE) == (4, 3072)
+    assert choose(SEVEN_B, HERE, threads=16) == (6, 2048)
+    assert choose(SEVEN_B, [sizing.Device(is_gpu=False, free=GIB)]) == (1, 512)
+    assert choose(SEVEN_B, HERE, threads=16, context=4096) == (3, 4096)
+
+
+def test_a_containers_memory_is_the_memory(no_container):
+    no_container.write_text(f"{8 * GIB}\n")
+    assert choose(SEVEN_B, HERE) == (2, 2048)
+    no_container.write_text("max\n")
+    assert choose(SEVEN_B, HERE) == (4, 3072)
+
+
+def test_a_gpu_computes_more_together_in_the_memory_beside_the_weights():
+    assert choose(SMALL, WITH_GPU) == (32, 4096)
+    assert choose(SEVEN_B, WITH_GPU) == (12, 2048)  # of 12 GiB
+    assert choose(SEVEN_B, WITH_GPU, gpu_layers=0) == (4, 3072)
+    assert choose(SEVEN_B, WITH_GPU, weights=30 * GIB) == (1, 512)
+
+
+def test_wanted_slots_share_the_memory():
+    assert choose(SMALL, HERE, slots=64) == (64, 4096)
+    assert choose(SEVEN_B, HERE, slots=8) == (8, 1536)
+    assert choose(SEVEN_B, HERE, slots=64) == (64, 512)
+    assert choose(header(context_length=256), HERE) == (4, 256)
+
+
+def test_a_wanted_context_is_taken_if_the_model_and_llama_cpp_can_do_it():
+    assert choose(SEVEN_B, HERE, slots=64, context=4096) == (64, 4096)
     with pytest.raises(EngineError, match=r"4097 tokens is too long.*trained for 4096"):
-        sizing.context_length(SEVEN_B, 1, 4097)
+        choose(SEVEN_B, HERE, context=4097)
     with pytest.raises(EngineError, match="no language model"):
-        sizing.context_length(header(), 1, None)
+        choose(header(), HERE)
     with pytest.raises(EngineError, match="256 sequences at once, not 257"):
-        sizing.context_length(SEVEN_B, 257, None)
+        choose(SEVEN_B, HERE, slots=257)
 
 
 def test_contexts_are_padded_as_llama_cpp_does():
