@@ -18,7 +18,10 @@ import pytest
 import redis as sync_redis
 from up_process import Up, shared
 
-HEARTBEAT = 2.0  # seconds: short, so that a dead worker is noticed soon
+HEARTBEAT = 2.0  # seconds, of workers: short, so that a dead one is noticed soon
+# One that a busy machine stops for longer loses its jobs to another, as if it were dead, and no
+# client sees it. An API server would end its streams.
+API_HEARTBEAT = 15.0
 BOUND = 60.0  # seconds that any single wait may take, on however busy a machine
 # Sets that get their TTL with the reaper's next look, for which the end of a test does not wait.
 NOT_YET = {"alive", "alone", "apis", "due", "free", "queue"}
@@ -79,7 +82,7 @@ class Cluster:
         process = self.start(
             "queueserve.cli",
             *("serve", "--port", str(port), "--redis-url", self.redis_url),
-            *("--heartbeat-timeout", str(HEARTBEAT), *options),
+            *("--heartbeat-timeout", str(API_HEARTBEAT), *options),
             name="api",
         )
         url = f"http://127.0.0.1:{port}"

@@ -11,7 +11,7 @@ import pytest
 
 def test_a_background_response_whose_api_server_is_killed_has_failed(cluster, until):
     cluster.worker("--engine", "fake", "--fake-tick", "0.1")
-    doomed, process = cluster.api()
+    doomed, process = cluster.api("--heartbeat-timeout", "3")  # soon missed
     url, _ = cluster.api()
     asked = {"model": "m", "input": "Hello", "extra_body": {"ignore_eos": True}}
     with cluster.client(doomed) as client:

@@ -28,7 +28,7 @@ def strict(tmp_path_factory, until):
         *("--engine", "fake", "--port", "0", "--redis-port", "0"),
         *("--model-path", "busy", "--model-path", "thinker"),
         *("--api-keys", ",".join(KEYS), "--allowed-origins", PAGE),
-        *("--max-body-bytes", "10000", "--request-timeout", "4"),
+        *("--max-body-bytes", "10000", "--request-timeout", "12"),
         *("--", "--limit-worker-concurrency", "1", "--chat-template", str(template)),
     )
     until(lambda: up.line("Stop") and len(list(open_client(up).models.list())) == 2, "both models")
@@ -38,7 +38,7 @@ def strict(tmp_path_factory, until):
 
 
 def open_client(up: Up, key: str = KEYS[0]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{up.url}/v1", api_key=key, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{up.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 @pytest.fixture

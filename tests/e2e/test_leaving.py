@@ -18,10 +18,13 @@ ENDLESS = {
 ONE_SLOT = ("--engine", "fake", "--fake-tick", "0.03", "--limit-worker-concurrency", "1")
 
 
+DOOMED = ("--heartbeat-timeout", "3")  # of an API server that will be killed: soon missed
+
+
 @pytest.fixture
 def api(cluster):
     cluster.worker(*ONE_SLOT)
-    return cluster.api()
+    return cluster.api(*DOOMED)
 
 
 def leave(url: str, body: dict, condition, until) -> None:

@@ -67,7 +67,7 @@ def old(request):
 def test_a_redis_that_is_too_old_is_refused_at_start(cluster, old, command):
     url, reason = old
     process = cluster.start(*command, "--redis-url", url, name="refused")
-    assert process.wait(30) == os.EX_CONFIG
+    assert process.wait(60) == os.EX_CONFIG
     assert reason in cluster.log()
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_password_is_refused_at_start(cluster, redis_url, command):
     url = redis_url.replace("redis://", "redis://nobody:wrong@")
     engine = () if "serve" in command else ("--engine", "fake")
     process = cluster.start(*command, *engine, "--redis-url", url, name="refused")
-    assert process.wait(30) == os.EX_CONFIG
+    assert process.wait(60) == os.EX_CONFIG
     assert "Redis refuses us" in cluster.log()
 
 

@@ -59,7 +59,7 @@ def test_the_curl_line_works_when_it_is_pasted(start):
     need("curl")
     up = start(*FAKE)
     curl = shlex.split(up.line("Try it"))
-    done = subprocess.run([*curl, "-sS"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([*curl, "-sS"], capture_output=True, text=True, timeout=60, check=True)
     answer = json.loads(done.stdout)
     assert answer["model"] == up.line("Model") == "fake"
     assert answer["choices"][0]["message"]["content"]
@@ -73,7 +73,7 @@ def test_the_redis_cli_line_works_when_it_is_pasted(start):
         [*redis_cli, "smembers", "qs:pools"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert done.stdout == "fake\n"
@@ -86,7 +86,7 @@ def test_chat_and_status_find_it(start):
         [*command, "chat", "--url", up.url, "--message", "hello"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert done.stdout.strip()
@@ -95,7 +95,7 @@ def test_chat_and_status_find_it(start):
         [*command, "chat", "--url", up.url, "--model", "other", "--message", "hello"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
@@ -105,7 +105,7 @@ def test_chat_and_status_find_it(start):
         input="hello\n\nand again\n",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert done.stdout.count("> ") == 4  # two questions, an empty line, the end of input
@@ -113,7 +113,7 @@ def test_chat_and_status_find_it(start):
         [*command, "status", "--redis-url", f"redis://127.0.0.1:{up.redis_port}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert done.stdout.startswith("fake: 0 waiting, 0 running\n")
@@ -183,7 +183,7 @@ def test_a_signal_ends_everything_also_when_nobody_reads_the_output(tmp_path, un
         assert os.read(read, 5) == b"Redis"
         os.close(read)
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     finally:
         process.kill()
 
@@ -191,7 +191,7 @@ def test_a_signal_ends_everything_also_when_nobody_reads_the_output(tmp_path, un
 def test_a_running_answer_is_finished_before_the_end(start):
     up = start(*FAKE, "--", "--fake-tick", "0.05")
     body = {"model": "fake", "prompt": "x", "max_tokens": 30, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
+    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         up.process.terminate()
@@ -204,7 +204,7 @@ def test_a_running_answer_is_finished_before_the_end(start):
 def test_a_second_signal_ends_at_once_what_still_runs(start):
     up = start(*FAKE, "--grace", "600", "--", "--fake-tick", "1")
     body = {"model": "fake", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=30) as response:
+    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()  # kept: httpx closes the connection with its iterator
         next(lines)
         up.process.terminate()
@@ -275,7 +275,7 @@ def test_it_serves_over_tls(start, tmp_path):
     assert up.url.startswith("https://127.0.0.1:")
     command = [sys.executable, "-m", "queueserve.cli", "chat", "--url", up.url, "--message", "hi"]
     env = os.environ | {"SSL_CERT_FILE": str(certificate)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=True)
     assert done.stdout.strip()
 
 

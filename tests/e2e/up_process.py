@@ -78,7 +78,7 @@ class Up:
     def end(self) -> int:
         """The exit status, after everything was said."""
         try:
-            status = self.process.wait(timeout=30)
+            status = self.process.wait(timeout=60)
         finally:
             self.process.kill()
             self._reader.join(timeout=5)
