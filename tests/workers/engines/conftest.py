@@ -26,6 +26,7 @@ from workers.engines.base import Sequence
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
 BOUND = 250.0  # seconds that anything may take before it counts as hung
+_OF_SEQUENCES = {"constraint", "adapter", "priority"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +95,17 @@ class Run:
         self.calls.append(list(outputs))
         self._moved.set()
 
-    def add(self, prompt, generated=(), *, id=None, constraint=None, adapter=None, **sampling):  # noqa: A002
+    def add(self, prompt, generated=(), *, id=None, **given):  # noqa: A002
+        """`given`: a constraint, an adapter, a priority; all else is sampling."""
         name = id or f"sequence-{next(self._ids)}"
-        own = Sampling(**({"temperature": 0.0} | sampling))
+        others = {part: given.pop(part) for part in _OF_SEQUENCES & given.keys()}
         self.engine.add(
             Sequence(
                 id=name,
                 prompt=tuple(prompt),
                 generated=tuple(generated),
-                sampling=own,
-                constraint=constraint,
-                adapter=adapter,
+                sampling=Sampling(**({"temperature": 0.0} | given)),
+                **others,
             )
         )
         return name

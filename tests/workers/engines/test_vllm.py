@@ -47,6 +47,36 @@ async def test_what_was_read_before_is_found_in_the_cache(vllm_run):
     assert len(prompt) - 128 <= again.cached_tokens <= len(prompt)
 
 
+@pytest.mark.parametrize("priorities,first", [((2, 0), 1), ((1, 1), 0)])
+async def test_of_those_that_wait_the_more_urgent_one_runs_first(vllm_run, priorities, first):
+    prompt = await vllm_run.encode(" A long walk")
+    busy = [
+        vllm_run.add(prompt, max_tokens=480, ignore_eos=True)
+        for _ in range(vllm_run.engine.info.slots)
+    ]
+    await vllm_run.until(lambda: all(map(vllm_run.tokens, busy)))
+    waiting = []
+    for priority in priorities:
+        waiting.append(vllm_run.add(prompt, max_tokens=3, ignore_eos=True, priority=priority))
+        await taken(vllm_run.engine, waiting[-1])
+    assert not any(map(vllm_run.outputs, waiting))
+    vllm_run.engine.abort(busy.pop())
+    for name in waiting:
+        await vllm_run.end(name)
+    assert not any(map(vllm_run.ended, busy))  # so one slot was all they had
+    for name in busy:
+        vllm_run.engine.abort(name)
+    order = [output.id for call in vllm_run.calls for output in call if output.id in waiting]
+    assert order == [waiting[first]] * 3 + [waiting[1 - first]] * 3
+
+
+async def taken(engine, name):
+    """Wait until vLLM has a sequence: what is sent to its engine process afterwards comes after."""
+    async with asyncio.timeout(60):
+        while engine._live[name].collector is None:  # noqa: ASYNC110  # vLLM has no event for it
+            await asyncio.sleep(0.005)
+
+
 async def test_a_constrained_output_does_not_start_over_in_its_middle(vllm_run, story):
     constraint = Constraint("choice", '["left","right"]')
     given = await vllm_run.encode("le")
