@@ -5,6 +5,7 @@ import re
 
 import jsonschema
 import pytest
+import pytest_asyncio
 
 from queueserve.errors import EngineError, InvalidRequestError
 from queueserve.protocol import Constraint
@@ -40,12 +41,21 @@ CONSTRAINTS = {
 }
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def objects(run):
+    """What ends in objects without spaces, and not in books: it costs half the tokens of a story.
+
+    After a story the small models fill what a schema leaves to them, the space between its parts.
+    """
+    return await run.encode('[{"name":"Tom"},')
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-async def test_outputs_satisfy_their_constraints_beside_free_ones(run, story, temperature):
+async def test_outputs_satisfy_their_constraints_beside_free_ones(run, story, objects, temperature):
     own = {"max_tokens": 240, "temperature": temperature}
     free = run.add(story, max_tokens=20, ignore_eos=True)
     running = [
-        (kind, run.add(story, constraint=Constraint(kind, value), seed=seed, **own))
+        (kind, run.add(objects, constraint=Constraint(kind, value), seed=seed, **own))
         for kind, (value, _) in CONSTRAINTS.items()
         for seed in range(2)
     ]
@@ -66,14 +76,14 @@ async def test_any_json_object_is_one(run, story):
 
 
 @pytest.mark.parametrize("kind", CONSTRAINTS)
-async def test_a_constrained_sequence_goes_on_inside_its_grammar(subject, run, story, kind):
+async def test_a_constrained_sequence_goes_on_inside_its_grammar(subject, run, objects, kind):
     if not subject.continues_constraints:
         pytest.skip("this engine ends it with an error")
     value, valid = CONSTRAINTS[kind]
     own = {"constraint": Constraint(kind, value), "max_tokens": 120, "logprobs": 2}
-    whole = await run.generate(story, **own)
+    whole = await run.generate(objects, **own)
     heads = {whole.tokens[:cut] for cut in (1, len(whole.tokens) // 2, len(whole.tokens) - 1)}
-    running = [(head, run.add(story, head, **own)) for head in heads]
+    running = [(head, run.add(objects, head, **own)) for head in heads]
     for head, name in running:
         rest = await run.end(name)
         assert (rest.error, rest.finish) == (None, "stop")
@@ -86,11 +96,11 @@ async def test_what_was_generated_must_satisfy_the_constraint_too(run, story):
     assert isinstance(result.error, EngineError)
 
 
-async def test_penalties_biases_and_logprobs_go_with_a_constraint(run, story):
+async def test_penalties_biases_and_logprobs_go_with_a_constraint(run, objects):
     value, valid = CONSTRAINTS["json_schema"]
     (dot,) = await run.encode(".")
     result = await run.generate(
-        story,
+        objects,
         constraint=Constraint("json_schema", value),
         max_tokens=120,
         presence_penalty=0.5,
@@ -111,9 +121,10 @@ async def test_the_end_of_a_grammar_is_an_end_even_if_ends_are_ignored(subject, 
 
 async def test_a_grammar_that_could_end_goes_on_where_ends_are_ignored(subject, run, story):
     constraint = Constraint("regex", "[a-z ]+")
-    ignored = await run.generate(story, constraint=constraint, max_tokens=30, ignore_eos=True)
-    assert (len(ignored.tokens), ignored.finish) == (30, "length")
+    ignoring = run.add(story, constraint=constraint, max_tokens=30, ignore_eos=True)
     early = await run.generate(story, constraint=constraint, max_tokens=40, min_tokens=25)
+    ignored = await run.end(ignoring)
+    assert (len(ignored.tokens), ignored.finish) == (30, "length")
     if subject.binds_length:
         assert len(early.tokens) >= 25
     else:
