@@ -20,6 +20,7 @@ from workers.engines.base import EngineInfo
 from workers.engines.fingerprint import fingerprint
 from workers.engines.grammar import Grammars
 from workers.engines.loading import checkpoint_files
+from workers.engines.safetensors_files import check_whole
 from workers.engines.transformers_tokenizer import TransformersTokenizer
 from workers.engines.vllm_arguments import engine_args
 
@@ -52,9 +53,11 @@ def load(
 ) -> Loaded:
     """Start vLLM, which takes a minute, and describe what it has become.
 
-    Raises EngineError for arguments that vLLM does not know, and for a model that it cannot run.
+    Raises EngineError for arguments that vLLM does not know, and for a model that it cannot run, or
+    of which a file is cut off.
     """
     args = engine_args(path, options, arguments)
+    _check_files(args.model)
     llm = None
     try:
         # As an API server, vLLM sizes its batches for streams and not for bulk.
@@ -64,6 +67,15 @@ def load(
         if llm is not None:
             llm.shutdown()
         raise EngineError(f"vLLM cannot run {path}: {error}") from error
+
+
+def _check_files(model: str) -> None:
+    """Raise EngineError for a directory with files that are cut off.
+
+    What vLLM would raise, a minute later, is that one of its processes has failed.
+    """
+    if Path(model).is_dir():
+        check_whole(Path(model))
 
 
 def _described(llm: Llm, args: Any, adapters: Mapping[str, Path]) -> Loaded:
