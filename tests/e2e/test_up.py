@@ -138,9 +138,9 @@ def test_two_workers_share_one_queue(start, until):
     until(lambda: "2 of 2 are there" in up.said, "that it says so")
 
 
-def test_a_redis_that_is_killed_starts_again_with_its_data(start, until):
-    up = start(*FAKE)
-    port = up.redis_port
+def test_a_redis_that_is_killed_starts_again_with_its_data(start, until, free_port):
+    port = free_port()  # no connection may get it in between
+    up = start("--engine", "fake", "--port", "0", "--redis-port", str(port))
     with up.redis() as client:
         client.set("mine", "1")
         client.execute_command("WAITAOF", 1, 0, 0)

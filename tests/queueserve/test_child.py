@@ -7,7 +7,7 @@ import pytest
 from queueserve import child as child_module
 from queueserve.child import Child, ChildConfigurationError
 
-BOUND = 20  # seconds that a test may take
+BOUND = 60  # seconds that a test may take
 
 
 class Ran:

@@ -41,9 +41,12 @@ def run(monkeypatch):
     return lambda *arguments, **more: CliRunner().invoke(main, arguments, **more)
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+@pytest.fixture
+def closed_port():
+    """A port on which nobody listens, and nobody else can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def test_the_version(run):
@@ -229,8 +232,8 @@ def test_status_without_a_model(run, redis_url):
     )
 
 
-def test_status_without_redis_is_one_clear_line(run):
-    done = run("status", "--redis-url", f"redis://127.0.0.1:{closed_port()}/0")
+def test_status_without_redis_is_one_clear_line(run, closed_port):
+    done = run("status", "--redis-url", f"redis://127.0.0.1:{closed_port}/0")
     assert done.exit_code == 1
     assert done.output.startswith("Error: Redis does not answer")
     assert done.output.count("\n") == 1
@@ -289,8 +292,8 @@ async def test_dead_letters_are_deleted(run, dead_letter, redis_url):
 # chat and up, as far as they go alone; tests/e2e has the rest
 
 
-def test_chat_says_how_to_start_a_server_that_is_not_there(run):
-    done = run("chat", "--url", f"http://127.0.0.1:{closed_port()}", "--message", "hello")
+def test_chat_says_how_to_start_a_server_that_is_not_there(run, closed_port):
+    done = run("chat", "--url", f"http://127.0.0.1:{closed_port}", "--message", "hello")
     assert done.exit_code == 1
     assert "No server answers at" in done.output
     assert "queueserve up" in done.output

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -188,7 +189,8 @@ class Cluster:
     def __init__(self, directory: Path, size: Size) -> None:
         self.directory = directory
         self.size = size
-        self.redis = EmbeddedRedis(directory / "redis", port=0, binary=_ignoring_xfsz(directory))
+        binary = _ignoring_xfsz(directory)
+        self.redis = EmbeddedRedis(directory / "redis", port=_free_port(), binary=binary)
         self.apis = [Api(self, f"api{number}") for number in range(size.apis)]
         self.workers = [
             Node(self, f"worker{number}", self._worker_words) for number in range(size.workers)
@@ -356,9 +358,19 @@ async def _answers(api: Api) -> bool:
         writer.close()
 
 
+_PORTS = 500  # of each test process
+
+
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """A port that stays free: no connection gets it, nor another test process (tests/conftest.py).
+
+    The kernel gives connections ports from 32768 on.
+    """
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for port in random.sample(range(12_000 + own * _PORTS, 12_000 + (own + 1) * _PORTS), _PORTS):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no port is free")
 
 
 def _ignoring_xfsz(directory: Path) -> Path:

@@ -24,7 +24,7 @@ async def test_a_task_that_swallows_a_cancel_ends_all_the_same():
     tasks = Tasks()
     task = tasks.start(swallow_one_cancel(), "stubborn")
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await tasks.aclose()
     assert task.cancelled()
 
@@ -38,6 +38,6 @@ async def test_the_exception_of_a_task_is_logged_with_its_name(caplog):
 
 
 async def test_together_ends_with_the_first_and_raises_what_it_raised():
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ValueError, match="boom"):
             await run_together(swallow_one_cancel(), fail())
