@@ -72,12 +72,14 @@ class TransformersEngine(BatchedEngine):
             from workers.engines.transformers_batching import Batcher  # noqa: PLC0415
             from workers.engines.transformers_loading import load  # noqa: PLC0415
             from workers.engines.transformers_memory import choose  # noqa: PLC0415
+            from workers.engines.transformers_placement import check  # noqa: PLC0415
         except ImportError as error:
             raise EngineError(
                 f"the transformers engine is not installed ({error}): "
                 "pip install 'queueserve[transformers]'"
             ) from error
         leave_a_core(torch)
+        check(self._weights)  # converting takes minutes
         directory = directory_or_hub_id(self._model_path, self._cache_dir)
         loaded = load(directory, revision=self._revision, weights=self._weights)
         try:

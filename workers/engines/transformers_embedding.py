@@ -80,6 +80,7 @@ class _EncoderEngine(GeneratesNothing):
             import transformers  # noqa: PLC0415
 
             from workers.engines.transformers_encoder import load_encoder  # noqa: PLC0415
+            from workers.engines.transformers_placement import device_of  # noqa: PLC0415
         except ImportError as error:
             raise EngineError(
                 f"the transformers engine is not installed ({error}): "
@@ -89,6 +90,7 @@ class _EncoderEngine(GeneratesNothing):
             torch.set_num_threads(self._threads)
         else:
             leave_a_core(torch)
+        device_of(self._device)  # what is not here is told before anything is fetched
         try:
             encoder = load_encoder(
                 self._directory(),

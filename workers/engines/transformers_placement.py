@@ -34,6 +34,11 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def check(weights: Weights) -> None:
+    """Raise EngineError, before anything is converted or loaded, for a device that is not here."""
+    placement(weights, device_of(weights.device))
+
+
 def placement(weights: Weights, where: torch.device) -> dict[str, Any]:
     """Return the arguments of from_pretrained that say where the weights are.
 

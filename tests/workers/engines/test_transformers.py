@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from queueserve.errors import EngineError
+from workers.engines import conversion
 from workers.engines.base import EngineDiedError
 from workers.engines.transformers import TransformersEngine
 
@@ -350,6 +351,30 @@ async def test_windows_of_attention_are_batched_as_well(make_run, tmp_path, writ
 )
 async def test_an_option_that_cannot_be_had_is_refused(tiny_llama, options, reason):
     assert reason in await refusal(tiny_llama, **options)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"device": "cuda:9"}, "--device cuda:9: torch finds no such device"),
+        ({"device": "gpu"}, "knows no device 'gpu'"),
+        ({"num_gpus": 2, "device": "cpu"}, "sharing a model is for GPUs"),
+        ({"cpu_offloading": True, "device": "cpu"}, "offloading is for GPUs"),
+    ],
+)
+async def test_a_device_that_is_not_here_is_told_before_a_file_is_converted(
+    tmp_path, monkeypatch, smollm2_gguf, options, reason
+):
+    begun = []
+
+    def convert(*paths):
+        begun.append(paths)
+        raise EngineError("it was converted")
+
+    monkeypatch.setattr(conversion, "convert_gguf", convert)
+    assert reason in await refusal(smollm2_gguf, cache_dir=tmp_path, **options)
+    assert not begun
+    assert "it was converted" in await refusal(smollm2_gguf, cache_dir=tmp_path, device="cpu")
 
 
 async def test_a_context_that_the_memory_cannot_hold_is_refused_or_shortened(
