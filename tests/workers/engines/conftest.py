@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 
 from queueserve.protocol import Sampling
-from workers.engines.base import Sequence
+from workers.engines.base import EngineDiedError, Fallible, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
@@ -120,11 +120,39 @@ class Run:
         return any(output.finish or output.error for output in self.outputs(name))
 
     async def until(self, condition):
-        """Wait until it holds; it is asked after every call of the sink."""
-        async with asyncio.timeout(BOUND):
+        """Wait until it holds; it is asked after every call of the sink.
+
+        Raises EngineDiedError at once, with the engine's reason, if it cannot hold any more.
+        """
+        async with asyncio.timeout(BOUND), self._death() as died:
             while not condition():
                 self._moved.clear()
+                if died.done():
+                    raise died.exception()
                 await self._moved.wait()
+
+    @contextlib.asynccontextmanager
+    async def _death(self):
+        """A future that has an exception when the engine is lost for good."""
+        died = asyncio.get_running_loop().create_future()
+
+        async def watch():
+            try:
+                while isinstance(self.engine, Fallible):
+                    await self.engine.lost()
+                    await self.engine.back()
+            except EngineDiedError as error:
+                died.set_exception(error)
+                self._moved.set()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield died
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+            if died.done():
+                died.exception()  # it was looked at: the outputs that came before decide
 
     async def end(self, name):
         await self.until(lambda: self.ended(name))
