@@ -289,6 +289,15 @@ async def test_a_damaged_checkpoint_is_refused_with_the_reason(tiny_llama, tmp_p
     assert "header" in message.lower() or "incomplete" in message.lower()
 
 
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json"], ids=lambda file: file
+)
+async def test_garbage_in_a_checkpoint_is_refused(tiny_llama, tmp_path, file):
+    damaged = shutil.copytree(tiny_llama, tmp_path / "damaged")
+    (damaged / file).write_bytes(bytes(at * 31 % 251 for at in range(5000)))
+    assert f"cannot load {damaged}: " in await refusal(damaged)
+
+
 async def test_a_checkpoint_that_lacks_weights_is_refused(tiny_llama, tmp_path):
     deeper = shutil.copytree(tiny_llama, tmp_path / "deeper")
     config = json.loads((deeper / "config.json").read_text())
