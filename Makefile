@@ -60,7 +60,7 @@ test-engines: .venv/.mlx .venv-vllm/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -k mlx tests/workers/engines/contract \
 	  tests/workers/engines/test_mlx.py tests/e2e/test_api_table.py $(ARGS)
 	$(PYTEST_VLLM) -k vllm tests/workers/engines/contract tests/workers/engines/test_vllm.py \
-	  tests/e2e/test_api_table.py $(ARGS)
+	  tests/e2e/test_vllm_faults.py tests/e2e/test_vllm_server.py tests/e2e/test_api_table.py $(ARGS)
 
 # For example: make chaos ARGS="storm --requests 20000 --faults 300 --seconds 600 --seed 7"
 chaos: .venv/.light .venv/.dev

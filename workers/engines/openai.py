@@ -4,7 +4,7 @@ The server renders, samples and batches; its health is our registration. A piece
 a token, with its index for an id, as the server tells no ids. So an answer that has begun cannot be
 continued elsewhere: it ends with an error, and one that has sent nothing starts over.
 
-It has been run before llama.cpp's server and QueueServe's own API, not before others.
+It has been run before llama.cpp's server, vLLM's and QueueServe's own API, not before others.
 """
 
 from __future__ import annotations
