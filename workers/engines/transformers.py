@@ -78,7 +78,6 @@ class TransformersEngine(BatchedEngine):
                 f"the transformers engine is not installed ({error}): "
                 "pip install 'queueserve[transformers]'"
             ) from error
-        check(self._weights)  # before a GGUF file is converted, which takes half a minute
         leave_a_core(torch)
         check(self._weights)  # converting takes minutes
         directory = directory_or_hub_id(self._model_path, self._cache_dir)

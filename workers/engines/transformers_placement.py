@@ -64,8 +64,3 @@ def placement(weights: Weights, where: torch.device) -> dict[str, Any]:
     if weights.is_offloaded:
         memory["cpu"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {"device_map": "auto", "max_memory": memory}
-
-
-def check(weights: Weights) -> None:
-    """Raise EngineError for a device, or a number of them, that this machine does not have."""
-    placement(weights, device_of(weights.device))

@@ -349,15 +349,6 @@ async def test_windows_of_attention_are_batched_as_well(make_run, tmp_path, writ
     await run.engine.close()
 
 
-async def test_a_device_that_is_not_there_is_told_before_a_file_is_converted(
-    smollm2_gguf, tmp_path
-):
-    engine = TransformersEngine(str(smollm2_gguf), device="cuda:9", cache_dir=tmp_path / "made")
-    with pytest.raises(EngineError, match="--device cuda:9"):
-        await engine.start(lambda _: None)
-    assert not (tmp_path / "made").exists()
-
-
 @pytest.mark.parametrize(
     "options, reason",
     [
