@@ -139,11 +139,9 @@ async def test_a_model_that_does_not_fit_is_refused_and_not_read_from_disk_in_ev
 
 async def test_a_gpu_without_room_for_anything_is_not_left_out_silently(tiny_llama, monkeypatch):
     """Then accelerate leaves the whole model in the machine's memory."""
-    monkeypatch.setattr(
-        "workers.engines.transformers_loading.device_of", lambda _: torch.device("cuda")
-    )
-    monkeypatch.setattr(
-        "workers.engines.transformers_loading.placement", lambda *_: {"device_map": {"": "cpu"}}
-    )
+    for name in ("transformers_placement", "transformers_loading"):  # asked before, and used
+        module = f"workers.engines.{name}"
+        monkeypatch.setattr(f"{module}.device_of", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(f"{module}.placement", lambda *_: {"device_map": {"": "cpu"}})
     message = await refusal(tiny_llama, device="cuda", cpu_offloading=True)
     assert "not even room for the model's embeddings" in message
