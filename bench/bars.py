@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from scenarios import SCENARIOS
@@ -36,49 +37,37 @@ class Bar:
         return f"{self.seen}: **missed by {self.short:.0%}**"
 
 
-def _at_most(
+def _bar(
     what: str,
     value: float,
     bar: float,
     unit: str = "",
     *,
-    stretch: float = 0.0,
+    at_least: bool,
+    stretch: float | None = None,
     control: str = "",
     beside: float | None = None,
     setting: str = _ONE_EACH,
 ) -> Bar:
-    goal = f"≤ {bar:,.10g} {unit}".strip() + (f" (stretch {stretch:,.10g})" if stretch else "")
+    """At most `bar`, or `at_least`; `beside` is what the control has."""
+
+    def short_of(goal: float) -> float:
+        return 1 - value / goal if at_least else value / goal - 1
+
+    further = "" if stretch is None else f" (stretch {stretch:,.10g})"
     return Bar(
         what=what,
         setting=setting,
         control=control,
-        goal=goal,
+        goal=f"{'≥' if at_least else '≤'} {bar:,.10g} {unit}".strip() + further,
         seen=_seen(value, beside),
-        short=value / bar - 1,
-        stretched=value <= stretch,
+        short=short_of(bar),
+        stretched=stretch is not None and short_of(stretch) <= 0,
     )
 
 
-def _at_least(
-    what: str,
-    value: float,
-    bar: float,
-    unit: str = "",
-    *,
-    stretch: float = 0.0,
-    control: str = "",
-    beside: float | None = None,
-) -> Bar:
-    goal = f"≥ {bar:,.10g} {unit}".strip() + (f" (stretch {stretch:,.10g})" if stretch else "")
-    return Bar(
-        what=what,
-        setting=_ONE_EACH,
-        control=control,
-        goal=goal,
-        seen=_seen(value, beside),
-        short=1 - value / bar,
-        stretched=0 < stretch <= value,
-    )
+_at_most = partial(_bar, at_least=False)
+_at_least = partial(_bar, at_least=True)
 
 
 def _seen(value: float, beside: float | None) -> str:
