@@ -22,7 +22,7 @@ from workers.engines.fingerprint import fingerprint
 from workers.engines.grammar import Grammars
 from workers.engines.llama_cpp_gathering import Gathering
 from workers.engines.llama_cpp_generation import Generation
-from workers.engines.llama_cpp_server import LlamaServer, devices
+from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
 from workers.engines.loading import in_daemon_thread
@@ -99,19 +99,11 @@ class LlamaCppEngine:
     def _load(self) -> _Loaded:
         header = gguf_header.read_header(self._path)
         vocabulary = Vocabulary.read(header)
-        slots, context = llama_cpp_sizing.choose(
-            header,
-            devices(),
-            weights=gguf_header.size(self._path),
-            slots=self._slots,
-            context=self._context_length,
-            threads=self._threads,
-            gpu_layers=self._gpu_layers,
-        )
         server = LlamaServer(
             self._path,
-            slots=slots,
-            context=llama_cpp_sizing.padded(context),
+            header,
+            slots=self._slots,
+            context=self._context_length,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
         )
@@ -120,8 +112,8 @@ class LlamaCppEngine:
             scores_prompts=True,
             version=server.version,
             fingerprint=fingerprint(gguf_header.parts(self._path), header.digest),
-            context_length=context,
-            slots=slots,
+            context_length=server.context_length,
+            slots=server.slots,
         )
         grammars = Grammars(lambda: vocabulary.pieces, server.ends)
         return _Loaded(server, vocabulary, grammars, info)

@@ -12,7 +12,7 @@ from workers.engines import gguf_header, llama_cpp_sizing
 from workers.engines.base import EngineInfo, Sink
 from workers.engines.fingerprint import fingerprint
 from workers.engines.length_batching import LengthBatcher
-from workers.engines.llama_cpp_server import LlamaServer, devices
+from workers.engines.llama_cpp_server import LlamaServer
 from workers.engines.llama_cpp_tokenizer import LlamaCppTokenizer
 from workers.engines.llama_cpp_vocabulary import Vocabulary
 from workers.engines.loading import in_daemon_thread
@@ -103,19 +103,11 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
     def _load(self) -> _Loaded:
         header = gguf_header.read_header(self._path)
         vocabulary = Vocabulary.read(header)
-        slots, context = llama_cpp_sizing.choose(
-            header,
-            devices(),
-            weights=gguf_header.size(self._path),
-            slots=self._slots,
-            context=self._context_length,
-            threads=self._threads,
-            gpu_layers=self._gpu_layers,
-        )
         server = LlamaServer(
             self._path,
-            slots=slots,
-            context=llama_cpp_sizing.padded(context),
+            header,
+            slots=self._slots,
+            context=self._context_length,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
             embeds=True,
@@ -124,8 +116,8 @@ class LlamaCppEmbeddingEngine(GeneratesNothing):
             engine="llama_cpp",
             version=server.version,
             fingerprint=fingerprint(gguf_header.parts(self._path), header.digest),
-            context_length=context,
-            slots=slots,
+            context_length=server.context_length,
+            slots=server.slots,
             tasks=("embed", "score"),
         )
         [vector] = server.embed([(0,)])

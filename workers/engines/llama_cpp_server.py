@@ -23,8 +23,9 @@ from queueserve.errors import (
     QueueServeError,
 )
 from queueserve.protocol import TokenLogprob
+from workers.engines import gguf_header
 from workers.engines import llama_cpp_requests as requests
-from workers.engines.llama_cpp_sizing import Device
+from workers.engines import llama_cpp_sizing as sizing
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +76,18 @@ Message: TypeAlias = Progress | Drawn | Ended
 class LlamaServer:
     """One loaded model. Construction takes seconds: call it in a thread.
 
-    One that `embeds` gives vectors, and completes nothing. Raises EngineError with what to do
-    about it.
+    `slots` and `context`, tokens of one sequence, are as wanted, or what suits; the attributes say
+    what they have become. One that `embeds` gives vectors, and completes nothing. Raises
+    EngineError with what to do about it.
     """
 
     def __init__(
         self,
         path: Path,
+        header: gguf_header.Header,
         *,
-        slots: int,
-        context: int,
+        slots: int | None,
+        context: int | None,
         threads: int,
         gpu_layers: int | None,
         embeds: bool = False,
@@ -92,14 +95,25 @@ class LlamaServer:
         library = _library()
         self.version: str = library.__version__
         self.key = secrets.token_urlsafe()
+        devices = _devices(library)
+        self.slots, self.context_length = sizing.choose(
+            header,
+            devices,
+            weights=gguf_header.size(path),
+            slots=slots,
+            context=context,
+            threads=threads,
+            gpu_layers=gpu_layers,
+        )
+        length = sizing.padded(self.context_length)
         params = library.CommonParams()
         params.model.path = str(path)
-        params.n_parallel = slots
-        params.n_ctx = slots * context
+        params.n_parallel = self.slots
+        params.n_ctx = self.slots * length
         params.embedding = embeds
-        on_gpu = gpu_layers != 0 and any(device.is_gpu for device in devices())
+        on_gpu = sizing.on_gpu(devices, gpu_layers)
         # An encoder looks at a whole input at once.
-        step = context if embeds else max(slots, _GPU_BATCH if on_gpu else _CPU_BATCH)
+        step = length if embeds else max(self.slots, _GPU_BATCH if on_gpu else _CPU_BATCH)
         params.n_batch = params.n_ubatch = step
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         if gpu_layers is not None:
@@ -121,7 +135,7 @@ class LlamaServer:
             raise EngineError(
                 f"llama.cpp cannot load {path}: the file is damaged, of a kind that this version "
                 f"({self.version}) does not know, or there is no memory for a context of "
-                f"{slots} x {context} tokens; llama.cpp's own lines above say which"
+                f"{self.slots} x {length} tokens; llama.cpp's own lines above say which"
             ) from error
         self.address: str = self._server.listening_address
         self.ends = frozenset[int]() if embeds else self._ends()
@@ -205,13 +219,12 @@ def _library() -> Any:
         ) from error
 
 
-def devices() -> list[Device]:
-    """Return where this build of llama.cpp can compute. Raises EngineError without the library."""
-    library = _library()
+def _devices(library: Any) -> list[sizing.Device]:
+    """Return where this build of llama.cpp can compute."""
     kinds = library.ggml_backend_dev_type
     gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
     return [
-        Device(is_gpu=found["type"] in gpus, free=found["memory_free"])
+        sizing.Device(is_gpu=found["type"] in gpus, free=found["memory_free"])
         for found in library.get_device_info()
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def cache_bytes_per_token(header: Header) -> int:
 
 def choose(
     header: Header,
-    devices: Iterable[Device],
+    devices: Sequence[Device],
     *,
     weights: int,
     slots: int | None,
@@ -60,20 +60,24 @@ def choose(
     `weights` is the size of the model in bytes; `threads` -1 is as many as there are processors;
     `gpu_layers` None is as many as fit, 0 none. Raises EngineError.
     """
-    devices = list(devices)
-    on_gpu = gpu_layers != 0 and any(device.is_gpu for device in devices)
-    room = _room([device.free for device in devices if device.is_gpu is on_gpu], weights, on_gpu)
+    gpu = on_gpu(devices, gpu_layers)
+    room = _room([device.free for device in devices if device.is_gpu is gpu], weights, gpu)
     if slots is None:
         each = cache_bytes_per_token(header) * (context or _FAIR_CONTEXT)
         computing = threads if threads > 0 else processors()
-        good = _GPU_SLOTS if on_gpu else _SLOTS_PER_PROCESSOR * computing
+        good = _GPU_SLOTS if gpu else _SLOTS_PER_PROCESSOR * computing
         slots = max(1, min(good, room // each, _MAX_SLOTS))
     return slots, context_length(header, slots, context, room=room)
 
 
-def _room(free: list[int], weights: int, on_gpu: bool) -> int:  # noqa: FBT001
+def on_gpu(devices: Sequence[Device], gpu_layers: int | None) -> bool:
+    """Whether layers, and so their cache, are on a GPU."""
+    return gpu_layers != 0 and any(device.is_gpu for device in devices)
+
+
+def _room(free: list[int], weights: int, gpu: bool) -> int:  # noqa: FBT001
     """Bytes for the cache of all slots, on the devices that compute."""
-    if on_gpu:
+    if gpu:
         return int(max(0, sum(free) - weights) * _GPU_SHARE)
     memory = sum(free)
     if _MEMORY_QUOTA.exists() and (quota := _MEMORY_QUOTA.read_text().strip()) != "max":

@@ -175,8 +175,10 @@ def sentencepiece_model(path):
 
 class Model:
     def __init__(self, path):
-        self.vocabulary = Vocabulary.read(read_header(path))
-        self.server = LlamaServer(path, slots=1, context=CONTEXT, threads=1, gpu_layers=0)
+        header = read_header(path)
+        self.vocabulary = Vocabulary.read(header)
+        own = {"slots": 1, "context": CONTEXT, "threads": 1, "gpu_layers": 0}
+        self.server = LlamaServer(path, header, **own)
         self.size = len(self.vocabulary.pieces)
 
     def only(self, *pieces):
