@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_load import read_loads
 from queueserve.queue.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parent.parent
+Load = tuple[int, int]  # streams, and requests of each
 CUTS = ("p50", "p99")
 SYSTEMS = ("alone", "server", "queueserve", "transformers")
 VICUNA = {
@@ -69,7 +72,7 @@ class Bench:
     @property
     def engine_arguments(self) -> list[str]:
         """What every vLLM gets, so that all run the same batches and none keeps statistics."""
-        most = max(self.options.streams)
+        most = max(streams for streams, _ in self.options.loads)
         return [
             *("--load-format", "dummy", "--max-num-seqs", str(most), "--disable-log-stats"),
             *("--max-num-batched-tokens", "8192", *self.options.engine_arguments.split()),
@@ -80,9 +83,10 @@ class Bench:
         self, name: str, *command: str, gpu: int = 0, library: str = ""
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Run a process to the end of the block; it may use one GPU, and libraries of its own."""
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        if self.options.gpus == 0:
-            del env["CUDA_VISIBLE_DEVICES"]
+        env = dict(os.environ)
+        if self.options.gpus > 0:
+            seen = env.get("CUDA_VISIBLE_DEVICES")  # another run may have the other GPUs
+            env["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
         places = [library, str(ROOT), env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         with (self.scratch / f"{name}.log").open("ab") as log:
@@ -115,14 +119,14 @@ class Bench:
         self.say(f"{model} {system} {gpus} GPU, {size}: {rate:.0f} tokens/s")
 
     def in_process(
-        self, model: Path, system: str, streams: list[int], *arguments: str, library: str = ""
+        self, model: Path, system: str, loads: list[Load], *arguments: str, library: str = ""
     ) -> None:
         """Measure an engine in a process of its own, without Redis and HTTP."""
         log = self.scratch / f"{model.name}-{system}.log"
         command = [
             *("-m", "bench.gpu_alone", "--model", str(model)),
-            *("--streams", ",".join(map(str, streams)), "--rounds", str(self.options.rounds)),
-            *("--requests", ",".join(map(str, self.options.requests))),
+            *("--loads", ",".join(f"{streams}x{requests}" for streams, requests in loads)),
+            *("--rounds", str(self.options.rounds)),
             *("--prompt", str(self.options.prompt), "--tokens", str(self.options.tokens)),
             *arguments,
         ]
@@ -132,7 +136,7 @@ class Bench:
         found = [json.loads(line) for line in lines if line.startswith('{"streams"')]
         for one in found:
             self.note(model.name, system, 1, one)
-        if len(found) < len(streams) * len(self.options.requests):
+        if len(found) < len(loads):
             raise RuntimeError(f"{system} ended early (status {process.returncode})")
 
     def load(
@@ -162,11 +166,10 @@ class Bench:
         return {"streams": streams, "requests": requests, "rounds": rounds}
 
     def measure(self, model: str, system: str, urls: list[str], gpus: int) -> None:
-        """Measure servers with every number of streams and of requests."""
-        for streams in self.options.streams:
-            for requests in self.options.requests:
-                found = self.load("m", urls, streams * gpus, requests, gpus)
-                self.note(model, system, gpus, found)
+        """Measure servers with every load."""
+        for streams, requests in self.options.loads:
+            found = self.load("m", urls, streams * gpus, requests, gpus)
+            self.note(model, system, gpus, found)
 
 
 def _round(loaders: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
@@ -190,6 +193,15 @@ def _round(loaders: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
     }
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [each.getsockname()[1] for each in sockets]
+
+
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait until `url` answers with 200. Raises RuntimeError if the process ends before."""
     until = time.monotonic() + seconds
@@ -208,7 +220,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None
 def server(bench: Bench, model: Path) -> None:
     """Measure the OpenAI servers of vLLM itself, one a GPU."""
     gpus = max(1, bench.options.gpus)
-    ports = [18100 + at for at in range(gpus)]
+    ports = free_ports(gpus)
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
@@ -233,7 +245,7 @@ def server(bench: Bench, model: Path) -> None:
 def queueserve(bench: Bench, model: Path) -> None:
     """QueueServe: Redis, API servers, and a worker for each GPU."""
     gpus = max(1, bench.options.gpus)
-    ports = [18200 + at for at in range(bench.options.api_servers * gpus)]
+    ports = free_ports(bench.options.api_servers * gpus)
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis(bench.scratch / "redis" / model.name, port=0))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
@@ -297,15 +309,15 @@ def transformers(bench: Bench, model: Path) -> None:
     with bench.process(f"{model.name}-fill", *fill, library=library) as process:
         if process.wait(bench.options.patience):
             raise RuntimeError("the random weights could not be written")
-    streams = [size for size in bench.options.streams if size <= 64]  # noqa: PLR2004
+    loads = [load for load in bench.options.loads if load[0] <= 64]  # noqa: PLR2004
     adapter = ("--adapter", "transformers")
-    bench.in_process(filled, "transformers", streams, *adapter, library=library)
+    bench.in_process(filled, "transformers", loads, *adapter, library=library)
     shutil.rmtree(filled)
 
 
 def alone(bench: Bench, model: Path) -> None:
     """AsyncLLM in a process of its own."""
-    bench.in_process(model, "alone", bench.options.streams, "--", *bench.engine_arguments)
+    bench.in_process(model, "alone", bench.options.loads, "--", *bench.engine_arguments)
 
 
 def write_models(tokenizer: Path, into: Path) -> dict[str, Path]:
@@ -323,7 +335,7 @@ def write_models(tokenizer: Path, into: Path) -> dict[str, Path]:
 def table(results: list[dict[str, Any]]) -> str:
     """The medians of all rounds, one line a measurement."""
     lines = [
-        "model    system        GPUs streams x tokens/s  first token p50    p99   gap p50    p99 ms"
+        "model    system       GPUs streams   x tokens/s  first token p50    p99  gap p50    p99 ms"
     ]
     for one in results:
         rounds = one["rounds"]
@@ -331,10 +343,10 @@ def table(results: list[dict[str, Any]]) -> str:
         gap = {cut: statistics.median(each["gap_ms"][cut] for each in rounds) for cut in CUTS}
         rate = statistics.median(each["rate"] for each in rounds)
         lines.append(
-            f"{one['model']:8} {one['system']:12} {one['gpus']:5} {one['streams']:7}"
-            f" {one['requests']} {rate:8.0f}"
+            f"{one['model']:8} {one['system']:12} {one['gpus']:4} {one['streams']:7}"
+            f" {one['requests']:3} {rate:8.0f}"
             f"  {_at(first, 0.5):15.1f} {_at(first, 0.99):6.1f}"
-            f"   {gap['p50']:7.2f} {gap['p99']:6.2f}"
+            f"  {gap['p50']:7.2f} {gap['p99']:6.2f}"
         )
     return "\n".join(lines)
 
@@ -362,11 +374,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--gpus", type=int, default=1, help="0: a CPU")
     parser.add_argument("--api-servers", type=int, default=2, help="processes a GPU")
-    parser.add_argument("--streams", default="1,64,256")
     parser.add_argument(
-        "--requests",
-        default="1,4",
-        help="of a stream, one after the other; all streams begin at once",
+        "--loads",
+        type=read_loads,
+        default="1x15,64x1,64x3,256x1,256x3",
+        help="STREAMSxREQUESTS,…: all streams begin at once and send theirs one after the other",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=64)
@@ -375,10 +387,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine-arguments", default="", help="more of vLLM's, for all of them")
     parser.add_argument("--patience", type=float, default=240, help="seconds for any one step")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
-    options = parser.parse_args()
-    options.streams = [int(size) for size in options.streams.split(",")]
-    options.requests = [int(count) for count in options.requests.split(",")]
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:

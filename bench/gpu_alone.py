@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_load import Stream, summary
+from bench.gpu_load import Stream, read_loads, summary
 from queueserve.protocol import Sampling
 from workers.adapters import EngineOptions, ModelSource, make_engine
 from workers.engines.base import Output, Sequence
@@ -72,7 +72,7 @@ class Driver:
         self.engine = make_engine(
             source,
             EngineOptions(
-                slots=max(map(int, options.streams.split(","))),
+                slots=max(streams for streams, _ in options.loads),
                 context_length=options.context_length,
                 dtype=options.dtype,
                 arguments=tuple(options.arguments),
@@ -121,24 +121,23 @@ async def adapter_rounds(options: argparse.Namespace) -> None:
 
 
 async def rounds(options: argparse.Namespace, round_of: Any) -> None:
-    """Print the rounds of every number of streams, each after a warm-up."""
+    """Print the rounds of every load, each after a warm-up."""
     draw = random.Random(options.seed)  # noqa: S311  # prompts, no secrets
     number = 0
-    for size in map(int, options.streams.split(",")):
-        for requests in map(int, options.requests.split(",")):
-            results = []
-            for _ in range(1 + options.rounds):
-                number += 1
-                prompts = [
-                    [
-                        [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
-                        for _ in range(requests)
-                    ]
-                    for _ in range(size)
+    for size, requests in options.loads:
+        results = []
+        for _ in range(1 + options.rounds):
+            number += 1
+            prompts = [
+                [
+                    [draw.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+                    for _ in range(requests)
                 ]
-                results.append(summary(await round_of(prompts, number)))
-            found = {"streams": size, "requests": requests, "rounds": results[1:]}
-            print(json.dumps(found), flush=True)
+                for _ in range(size)
+            ]
+            results.append(summary(await round_of(prompts, number)))
+        found = {"streams": size, "requests": requests, "rounds": results[1:]}
+        print(json.dumps(found), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -146,8 +145,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="An engine in this process.")
     parser.add_argument("--model", required=True, type=str)
     parser.add_argument("--adapter", help="vllm or transformers; default: AsyncLLM itself")
-    parser.add_argument("--streams", default="1,64,256")
-    parser.add_argument("--requests", default="1", help="of a stream, one after the other")
+    parser.add_argument("--loads", type=read_loads, default="1x4,64x1", help="STREAMSxREQUESTS,…")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--vocabulary", type=int, default=30_000)

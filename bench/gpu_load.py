@@ -165,6 +165,12 @@ async def main(options: argparse.Namespace) -> None:
         print(json.dumps(summary(await round_of(options, options.streams, draw))), flush=True)
 
 
+def read_loads(text: str) -> list[tuple[int, int]]:
+    """Read "1x20,64x3": 1 stream of 20 requests, then 64 streams of 3."""
+    pairs = [load.partition("x") for load in text.split(",")]
+    return [(int(streams), int(requests)) for streams, _, requests in pairs]
+
+
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Streams of completions against servers.")

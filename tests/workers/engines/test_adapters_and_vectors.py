@@ -8,6 +8,7 @@ are far apart.
 import asyncio
 import json
 import os
+from copy import deepcopy
 from importlib.util import find_spec
 from operator import mul
 from pathlib import Path
@@ -72,12 +73,6 @@ def make(engine, request):
     return request.getfixturevalue(f"make_{engine}")
 
 
-@pytest.fixture
-def near(on_gpu):
-    """How far the log-probabilities of two computations may be apart."""
-    return 0.25 if on_gpu else 1e-3
-
-
 def read(model, adapter=None):
     """The model in float32 by transformers, with the adapter's product in its weights."""
     from safetensors.torch import load_file  # noqa: PLC0415
@@ -93,19 +88,40 @@ def read(model, adapter=None):
     return whole
 
 
+def rows(reference, prompt, tokens):
+    """The log-probabilities of all tokens, (tokens, vocabulary), where each of `tokens` stands."""
+    import torch  # noqa: PLC0415
+
+    with torch.inference_mode():
+        logits = reference(torch.tensor([[*prompt, *tokens]])).logits[0]
+    return logits.float().log_softmax(-1)[len(prompt) - 1 : -1]
+
+
 def shortfall(reference, prompt, tokens):
     """By how much the most likely token surpasses that of `tokens`, where it does so most."""
     import torch  # noqa: PLC0415
 
-    with torch.inference_mode():
-        scores = reference(torch.tensor([[*prompt, *tokens]])).logits[0].log_softmax(-1)
-    rows = scores[len(prompt) - 1 : -1]
-    own = rows.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
-    return (rows.max(-1).values - own).max().item()
+    scores = rows(reference, prompt, tokens)
+    own = scores.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
+    return (scores.max(-1).values - own).max().item()
+
+
+def near(reference, prompt, tokens, on_gpu):
+    """How far the most likely token may surpass one of `tokens`.
+
+    In bfloat16 as far as it moves a likely token when transformers rounds, and 0.1 more. (On a CPU
+    the tokens of transformers in bfloat16 are up to 0.37 behind here with the adapter.)
+    """
+    if not on_gpu:
+        return 1e-3
+    exact = rows(reference, prompt, tokens)
+    likely = exact > exact.max(-1, keepdim=True).values - 1
+    moved = rows(deepcopy(reference).bfloat16(), prompt, tokens) - exact
+    return 0.1 + moved[likely].abs().max().item()
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "sglang" or ON_GPU])
-async def test_an_adapter_is_a_model_beside_the_model(make, make_run, model, adapter, near):
+async def test_an_adapter_is_a_model_beside_the_model(make, make_run, model, adapter, on_gpu):
     run = await make_run(make(model=model, slots=4, adapters=(("loud", adapter),), **SMALL)).start()
     try:
         prompt = await run.encode(STORY)
@@ -122,7 +138,8 @@ async def test_an_adapter_is_a_model_beside_the_model(make, make_run, model, ada
     for name, result in zip(names * 2, one + together, strict=True):
         assert result.error is None
         other = references["loud" if name is None else None]
-        assert shortfall(references[name], prompt, result.tokens) < near
+        behind = shortfall(references[name], prompt, result.tokens)
+        assert behind < near(references[name], prompt, result.tokens, on_gpu)
         assert shortfall(other, prompt, result.tokens) > 1
 
 
@@ -151,7 +168,7 @@ async def test_vectors_are_those_of_transformers(engine, make, model, on_gpu):
 
 @pytest.mark.skipif(gpus() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_several_gpus_share_a_model(make, make_run, model, near):
+async def test_several_gpus_share_a_model(make, make_run, model, on_gpu):
     run = await make_run(make(model=model, slots=4, num_gpus=2, **SMALL)).start()
     try:
         prompt = await run.encode(STORY)
@@ -162,4 +179,5 @@ async def test_several_gpus_share_a_model(make, make_run, model, near):
     reference = read(model)
     for at, result in zip((0, 3, 6, 9), results, strict=True):
         assert result.error is None
-        assert shortfall(reference, prompt[at:], result.tokens) < near
+        behind = shortfall(reference, prompt[at:], result.tokens)
+        assert behind < near(reference, prompt[at:], result.tokens, on_gpu)
