@@ -77,8 +77,8 @@ class LlamaServer:
     """One loaded model. Construction takes seconds: call it in a thread.
 
     `slots` and `context`, tokens of one sequence, are as wanted, or what suits; the attributes say
-    what they have become. One that `embeds` gives vectors, and completes nothing. Raises
-    EngineError with what to do about it.
+    what they have become, and whether layers are `on_gpu`. One that `embeds` gives vectors, and
+    completes nothing. Raises EngineError with what to do about it.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class LlamaServer:
         params.n_parallel = self.slots
         params.n_ctx = self.slots * length
         params.embedding = embeds
-        on_gpu = sizing.on_gpu(devices, gpu_layers)
+        self.on_gpu = sizing.on_gpu(devices, gpu_layers)
         # An encoder looks at a whole input at once.
-        step = length if embeds else max(self.slots, _GPU_BATCH if on_gpu else _CPU_BATCH)
+        step = length if embeds else max(self.slots, _GPU_BATCH if self.on_gpu else _CPU_BATCH)
         params.n_batch = params.n_ubatch = step
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         if gpu_layers is not None:
@@ -121,7 +121,7 @@ class LlamaServer:
         # The constructor holds Python's lock, so it should do no more than it must: to see how many
         # layers fit, llama.cpp loads most of the model twice, and its warm-up is what our first
         # request is.
-        params.fit_params = on_gpu
+        params.fit_params = self.on_gpu
         params.warmup = False
         # A sequence is always sent to the slot that knows most of it, so that nothing is gained by
         # llama.cpp's own search and its copies of idle slots (up to 8 GiB).

@@ -272,6 +272,8 @@ async def test_more_sequences_than_slots_wait_for_their_turn(run, story):
 
 
 async def test_an_abort_within_a_long_prompt_frees_the_slot_after_a_step(run):
+    if run.engine._loaded.server.on_gpu:
+        pytest.skip("a GPU has read the prompt before anybody can stop it")
     await idle(run)
     chance = random.Random(7)
     prompt = tuple(chance.randrange(1000, 40000) for _ in range(1000))
