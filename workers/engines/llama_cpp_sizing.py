@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from queueserve.errors import EngineError
+from workers.engines import machine
 from workers.engines.gguf_header import Header
 
 _SLOTS_PER_PROCESSOR = 2
@@ -20,8 +20,6 @@ _FAIR_CONTEXT = 2048  # rather fewer slots than less of it in each
 # Of the memory, for keys and values over all slots: they are allocated at the start.
 _CPU_SHARE, _GPU_SHARE = 1 / 4, 3 / 4  # of all of it; of what the weights leave
 _BLOCK = 256  # llama.cpp rounds a context up to this
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_MEMORY_QUOTA = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def choose(
     room = _room([device.free for device in devices if device.is_gpu is gpu], weights, gpu)
     if slots is None:
         each = cache_bytes_per_token(header) * (context or _FAIR_CONTEXT)
-        computing = threads if threads > 0 else processors()
+        computing = threads if threads > 0 else machine.processors()
         good = _GPU_SLOTS if gpu else _SLOTS_PER_PROCESSOR * computing
         slots = max(1, min(good, room // each, _MAX_SLOTS))
     return slots, context_length(header, slots, context, room=room)
@@ -79,10 +77,7 @@ def _room(free: list[int], weights: int, gpu: bool) -> int:  # noqa: FBT001
     """Bytes for the cache of all slots, on the devices that compute."""
     if gpu:
         return int(max(0, sum(free) - weights) * _GPU_SHARE)
-    memory = sum(free)
-    if _MEMORY_QUOTA.exists() and (quota := _MEMORY_QUOTA.read_text().strip()) != "max":
-        memory = min(memory, int(quota))
-    return int(memory * _CPU_SHARE)
+    return int(min(sum(free), machine.memory()) * _CPU_SHARE)
 
 
 def context_length(header: Header, slots: int, wanted: int | None, *, room: int) -> int:
@@ -111,22 +106,11 @@ def padded(context: int) -> int:
     return -(-context // _BLOCK) * _BLOCK
 
 
-def processors() -> int:
-    """Processors that this process may use: affinity and a container's quota count."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    usable = usable or 1
-    if _CPU_QUOTA.exists():
-        quota, period = _CPU_QUOTA.read_text().split()
-        if quota != "max":
-            usable = min(usable, max(1, int(quota) // int(period)))
-    return usable
-
-
 def threads() -> int:
     """Threads to compute with; -1 leaves it to llama.cpp, which counts physical cores.
 
     It does not know of CPU affinity and of a container's quota, and with more threads than
     processors it is ten times slower, as its threads wait for each other many times a token.
     """
-    usable = processors()
+    usable = machine.processors()
     return usable if usable < (os.cpu_count() or 1) else -1

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TypeVar, cast
 
 from queueserve.errors import EngineError
+from workers.engines import machine
 
 T = TypeVar("T")
 
@@ -89,12 +90,10 @@ def is_loading() -> bool:
 
 
 def leave_a_core(torch: ModuleType) -> None:
-    """Compute on all cores but one, unless the environment says how many.
+    """Compute on all cores that we may use but one, unless the environment says how many.
 
     torch's threads wait for each other hundreds of times a step. With one for every core, each wait
     lasts as long as what else runs there: the event loop, Redis, the API server.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), machine.processors() - 1)))

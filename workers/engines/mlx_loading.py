@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from queueserve.errors import EngineError
 from queueserve.protocol import TokenLogprob
+from workers.engines import machine
 from workers.engines.fingerprint import fingerprint
 from workers.engines.loading import checkpoint_files
 from workers.engines.transformers_tokenizer import TransformersTokenizer
@@ -22,7 +22,7 @@ Model: TypeAlias = Any  # an mlx.nn.Module: mlx is not followed by mypy
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _MOST_SLOTS = {True: 32, False: 8}  # on a GPU, and on a CPU
-_CPU_SHARE = 0.25  # of the machine's memory, for the caches of all sequences
+_CPU_SHARE = 0.25  # of the memory that this process may use, for the caches of all sequences
 _UNKNOWN_CONTEXT = 2048  # tokens, for models without a fixed number of positions
 _CHUNK = 256  # tokens whose scores are computed at a time
 
@@ -117,8 +117,7 @@ def _memory(weights: int) -> tuple[bool, int]:
     of_gpu = mx.device_info().get("max_recommended_working_set_size")
     if of_gpu:
         return True, max(0, int(of_gpu) - weights)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return False, int(machine * _CPU_SHARE)
+    return False, int(machine.memory() * _CPU_SHARE)
 
 
 def score(model: Model, tokens: tuple[int, ...], top: int) -> tuple[TokenLogprob, ...]:

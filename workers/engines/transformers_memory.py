@@ -7,7 +7,6 @@ more than there is, the manager takes a running sequence out, and computes it ag
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,13 +19,14 @@ from transformers.generation.continuous_batching.utils import (
 )
 
 from queueserve.errors import EngineError
+from workers.engines import machine
 from workers.engines.transformers_spread import layers_of
 
 Model: TypeAlias = Any
 Config: TypeAlias = Any
 
 _CPU_CACHE = 1 << 30  # bytes; more only where one sequence needs it
-_CPU_SHARE = 0.25  # of the machine's memory, at most
+_CPU_SHARE = 0.25  # of the memory that this process may use, at most
 _GPU_SHARE = 0.75  # the rest is for activations, masks and the attention's copies
 _UNKNOWN_CONTEXT = 2048  # tokens, for models without a fixed number of positions
 _SHORT = 256  # tokens of prompt and answer; without room for that in the cache a slot is no use
@@ -68,8 +68,7 @@ def _budget(device: Any, one_sequence: int) -> int:
     """Bytes for the cache; on a GPU a share of what is free beside the weights."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
-    share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _CPU_SHARE)
-    return min(share, max(_CPU_CACHE, one_sequence))
+    return min(int(machine.memory() * _CPU_SHARE), max(_CPU_CACHE, one_sequence))
 
 
 def choose(model: Model, *, slots: int | None, context: int | None) -> CacheSize:

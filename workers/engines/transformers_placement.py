@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
 from queueserve.errors import EngineError
+from workers.engines import machine
 from workers.engines.weights import Weights
 
 _GPU_WEIGHTS = 0.7  # of what is free there; the cache needs the rest
@@ -62,5 +62,5 @@ def placement(weights: Weights, where: torch.device) -> dict[str, Any]:
         for gpu in gpus
     }
     if weights.is_offloaded:
-        memory["cpu"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory["cpu"] = machine.memory()
     return {"device_map": "auto", "max_memory": memory}

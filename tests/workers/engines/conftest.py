@@ -21,12 +21,34 @@ import pytest
 import pytest_asyncio
 
 from queueserve.protocol import Sampling
+from workers.engines import machine
 from workers.engines.base import EngineDiedError, Fallible, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
 BOUND = 250.0  # seconds that anything may take before it counts as hung
 _OF_SEQUENCES = {"constraint", "adapter", "priority"}
+
+
+@pytest.fixture
+def control_groups(monkeypatch, tmp_path):
+    """Writes the groups of a process on a machine with 64 GiB and 8 processors; none at first."""
+    whole = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 24}
+    plain = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: whole.get(name) or plain(name))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "_OWN_GROUPS", tmp_path / "own_groups")
+    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "groups")
+
+    def write(own, files):
+        (tmp_path / "own_groups").write_text("".join(f"{line}\n" for line in own))
+        for name, content in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{content}\n")
+
+    return write
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,10 +46,7 @@ HERE = [sizing.Device(is_gpu=False, free=24 * GIB)]
 WITH_GPU = [*HERE, sizing.Device(is_gpu=True, free=20 * GIB)]
 
 
-@pytest.fixture(autouse=True)
-def no_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(sizing, "_MEMORY_QUOTA", tmp_path / "memory.max")
-    return tmp_path / "memory.max"
+pytestmark = pytest.mark.usefixtures("control_groups")
 
 
 def choose(model, devices, **wanted):
@@ -62,7 +59,7 @@ def test_slots_are_what_the_processors_compute_well_together():
     assert choose(SMALL, HERE) == (4, 4096)
     assert choose(SMALL, HERE, threads=16) == (32, 4096)
     assert choose(SMALL, HERE, threads=1000)[0] == 136  # 6 GiB / (2048 * 22.5 KiB)
-    assert choose(SMALL, HERE, threads=-1)[0] == min(136, 2 * sizing.processors())
+    assert choose(SMALL, HERE, threads=-1)[0] == 16
 
 
 def test_slots_are_no_more_than_the_memory_holds_at_a_fair_context():
@@ -72,10 +69,11 @@ def test_slots_are_no_more_than_the_memory_holds_at_a_fair_context():
     assert choose(SEVEN_B, HERE, threads=16, context=4096) == (3, 4096)
 
 
-def test_a_containers_memory_is_the_memory(no_container):
-    no_container.write_text(f"{8 * GIB}\n")
+def test_a_containers_memory_and_processors_are_those_that_count(control_groups):
+    control_groups(["0::/"], {"memory.max": 8 * GIB, "cpu.max": "300000 100000"})
     assert choose(SEVEN_B, HERE) == (2, 2048)
-    no_container.write_text("max\n")
+    assert choose(SMALL, HERE, threads=-1) == (6, 4096)
+    control_groups(["0::/"], {"memory.max": "max"})
     assert choose(SEVEN_B, HERE) == (4, 3072)
 
 
@@ -119,12 +117,9 @@ def test_contexts_are_padded_as_llama_cpp_does():
     ],
 )
 def test_threads_are_not_more_than_the_processors_to_be_had(
-    monkeypatch, tmp_path, usable, quota, threads
+    monkeypatch, control_groups, usable, quota, threads
 ):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)), raising=False)
-    file = tmp_path / "cpu.max"
     if quota:
-        file.write_text(quota + "\n")
-    monkeypatch.setattr(sizing, "_CPU_QUOTA", file)
+        control_groups(["0::/"], {"cpu.max": quota})
     assert sizing.threads() == threads

@@ -46,6 +46,13 @@ def test_slots_and_context_are_what_was_asked_for_or_what_the_memory_holds():
         sizes(vast, weights=0, dtype="auto", slots=None, context=1 << 39)
 
 
+def test_a_containers_memory_is_the_memory(control_groups):
+    token = 2 * 4 * 2 * 8 * 2  # keys and values of two heads in four layers, 8 numbers each
+    control_groups(["2:memory:/box"], {"memory/box/memory.limit_in_bytes": 4 * 3500 * token})
+    size = sizes(SHAPE, weights=0, dtype="auto", slots=None, context=None)
+    assert size == (3, 1000, 500 * token)
+
+
 async def test_a_checkpoint_that_cannot_be_loaded_says_so(tmp_path, tiny_llama):
     with pytest.raises(EngineError, match="there is no directory"):
         await MlxEngine(str(tmp_path / "none")).start(lambda _: None)

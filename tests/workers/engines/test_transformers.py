@@ -387,12 +387,10 @@ async def test_a_device_that_is_not_here_is_told_before_a_file_is_converted(
 
 
 async def test_a_context_that_the_memory_cannot_hold_is_refused_or_shortened(
-    make_run, tiny_llama, monkeypatch
+    make_run, tiny_llama, control_groups
 ):
-    monkeypatch.setattr("workers.engines.transformers_memory._CPU_SHARE", 1e-6)
-    memory = "workers.engines.transformers_memory.os.sysconf"
-    # 128 bytes of cache a token: 192 tokens, of which a page is set aside.
-    monkeypatch.setattr(memory, {"SC_PHYS_PAGES": 24_576_000, "SC_PAGE_SIZE": 1000}.get)
+    # 128 bytes of cache a token: 192 tokens in a quarter of this, of which a page is set aside.
+    control_groups(["0::/pod/box"], {"pod/memory.max": 4 * 192 * 128, "pod/box/memory.max": "max"})
     assert "--context-length" in await refusal(tiny_llama, context_length=200)
     run = await make_run(engine_on(tiny_llama, context_length=None)).start()
     assert run.engine.info.context_length == 64
@@ -401,11 +399,9 @@ async def test_a_context_that_the_memory_cannot_hold_is_refused_or_shortened(
 
 @pytest.mark.parametrize("context, slots", [(32, 3), (128, 1)])
 async def test_slots_are_no_more_than_the_cache_has_room_for(
-    make_run, tiny_llama, monkeypatch, context, slots
+    make_run, tiny_llama, control_groups, context, slots
 ):
-    monkeypatch.setattr("workers.engines.transformers_memory._CPU_SHARE", 2e-6)
-    memory = "workers.engines.transformers_memory.os.sysconf"
-    monkeypatch.setattr(memory, {"SC_PHYS_PAGES": 24_576_000, "SC_PAGE_SIZE": 1000}.get)
+    control_groups(["0::/"], {"memory.max": 4 * 384 * 128})
     options = {"context_length": context, "slots": None}
     run = await make_run(engine_on(tiny_llama, **options)).start()
     assert run.engine.info.slots == slots

@@ -35,11 +35,12 @@ def test_all_weights_are_on_the_device_unless_they_may_wait_elsewhere(a_gpu):
     assert placed("cuda:1") == {"device_map": {"": torch.device("cuda:1")}}
 
 
-def test_what_is_offloaded_has_a_bound_on_the_gpu_and_the_machines_memory(a_gpu):
+def test_what_is_offloaded_is_bound_by_the_gpu_and_the_memory_of_ours(a_gpu, control_groups):
+    control_groups(["0::/"], {"memory.max": 5 << 30})
     asked = placed("cuda", max_gpu_memory="10GiB")
     assert asked["device_map"] == "auto"
     assert asked["max_memory"][0] == "10GiB"
-    assert asked["max_memory"]["cpu"] > 0
+    assert asked["max_memory"]["cpu"] == 5 << 30
     free = placed("cuda:1", cpu_offloading=True)["max_memory"]
     assert set(free) == {1, "cpu"}
     assert free[1] == int(2 * GPU * 0.7)
