@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias, TypedDict
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from queueserve import __version__
 from queueserve.api import auth, document, errors
@@ -76,6 +78,7 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[_State]:
+        app.ask_for_telemetry()
         async with (
             open_plane(settings) as plane,
             Background(plane.owner, plane.responses, grace=settings.shutdown_grace) as background,
@@ -85,44 +88,59 @@ def create_app(settings: ApiSettings, *, open_plane: OpenControlPlane = control_
             yield {"services": services}
 
     app = _App(
+        wants_key=bool(settings.api_keys),
         title="QueueServe",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere; /openapi.json is there
         redoc_url=None,
         redirect_slashes=False,
+        middleware=_layers(settings),
     )
     app.include_router(_v1())
     for router in (health.router, scoring.root, tokenization.root):
         app.include_router(router)
     errors.install(app)
-    _surround(app, settings)
     return app
 
 
 class _App(FastAPI):
-    """Its /openapi.json tells the whole truth."""
+    """FastAPI's application; requests for the direct routes go past it, inside the same layers.
 
-    wants_key = False
+    Its /openapi.json tells the whole truth.
+    """
+
+    def __init__(self, *, wants_key: bool, middleware: Sequence[Middleware], **more: Any) -> None:
+        super().__init__(middleware=middleware, **more)
+        self._wants_key = wants_key
+        self._traced = False
+        self._direct = Direct(_DIRECT)
+        self._short: ASGIApp = self._direct
+        for layer in reversed(middleware):
+            self._short = layer.cls(self._short, *layer.args, **layer.kwargs)
+
+    def ask_for_telemetry(self) -> None:
+        """See whether OpenTelemetry is set up: then all goes FastAPI's way, which knows how."""
+        self._traced = self._native_telemetry.enabled()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        short = self._direct.takes(scope) and not self._traced
+        await (self._short if short else super().__call__)(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Return the document; made once."""
         if self.openapi_schema is None:
             self.openapi_schema = super().openapi()
-            document.complete(self.openapi_schema, keys=self.wants_key)
+            document.complete(self.openapi_schema, keys=self._wants_key)
         return self.openapi_schema
 
 
-def _surround(app: _App, settings: ApiSettings) -> None:
-    """Put the layers around all routes; the last one added is the outermost."""
-    app.add_middleware(Direct, routes=_DIRECT)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    if settings.api_keys:
-        app.wants_key = True
-        app.add_middleware(auth.Authentication, keys=auth.ApiKeys(settings.api_keys))
-    app.add_middleware(Failures)
+def _layers(settings: ApiSettings) -> list[Middleware]:
+    """Return the layers around all routes, from the outermost in."""
+    layers = [Middleware(RequestHeaders)]
     if settings.cors.origins:  # outside of keys: a browser asks first, without one
-        app.add_middleware(
+        cors = Middleware(
             CORSMiddleware,
             allow_origins=settings.cors.origins,
             allow_methods=settings.cors.methods,
@@ -130,7 +148,12 @@ def _surround(app: _App, settings: ApiSettings) -> None:
             allow_credentials=settings.cors.credentials,
             expose_headers=_EXPOSED,
         )
-    app.add_middleware(RequestHeaders)
+        layers.append(cors)
+    layers.append(Middleware(Failures))
+    if settings.api_keys:
+        layers.append(Middleware(auth.Authentication, keys=auth.ApiKeys(settings.api_keys)))
+    layers.append(Middleware(BodyLimit, limit=settings.max_body_bytes))
+    return layers
 
 
 def _v1() -> APIRouter:

@@ -101,6 +101,8 @@ class _Reading(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Else uvicorn quotes the path for a line that is not written.
+        self.access_log &= self.access_logger.isEnabledFor(logging.INFO)
         # Idle like one between two requests, which uvicorn bounds.
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler

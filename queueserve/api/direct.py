@@ -1,8 +1,8 @@
-"""The routes that generate, past FastAPI's routing and dependencies.
+"""The routes that generate, past FastAPI.
 
-Those take longer than all else that the edge does for a request. The routes are routes of the
-application, too: /openapi.json describes them, the functions are the same, and what is not a POST
-of JSON to one of their paths takes the long way, and is refused there.
+It takes longer than all else that the edge does for a request. The routes are routes of its, too:
+/openapi.json describes them, the functions are the same, and what is not a POST of JSON to one of
+their paths takes the long way, and is refused there.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from queueserve.api import errors
-from queueserve.api.requests import Services
+from queueserve.api.requests import JSONRequest, Services
 
 Handle: TypeAlias = Callable[[Any, Request, Services], Awaitable[Response]]
 """A route's function: the body, the request, what the lifespan has opened."""
@@ -36,20 +36,23 @@ class Route:
 
 
 class Direct:
-    """A layer that answers the `routes`, by path, and hands on what is not for them."""
+    """An application that answers the `routes`, by path."""
 
-    def __init__(self, app: ASGIApp, *, routes: Mapping[str, Route]) -> None:
-        self._app = app
+    def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
 
+    def takes(self, scope: Scope) -> bool:
+        """Tell whether a request is for it."""
+        if scope["type"] != "http" or scope["path"] not in self._routes:
+            return False
+        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+        is_json = len(kinds) == 1 and kinds[0].partition(b";")[0] == _JSON
+        return is_json and scope["method"] == "POST"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        route = self._route(scope)
-        if route is None:
-            await self._app(scope, receive, send)
-            return
+        """Handle one request, one that it takes."""
         try:
-            response = await _response(route, Request(scope, receive))
+            response = await _response(self._routes[scope["path"]], JSONRequest(scope, receive))
             await response(scope, receive, send)
         except ClientDisconnect:
             return
@@ -59,19 +62,11 @@ class Direct:
                 raise
             await answer(scope, receive, send)
 
-    def _route(self, scope: Scope) -> Route | None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            return None
-        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-        if len(kinds) != 1 or kinds[0].partition(b";")[0] != _JSON:
-            return None
-        return self._routes.get(scope["path"])
-
 
 async def _response(route: Route, request: Request) -> Response:
     # In a frame of its own: the request's body is not kept while its answer is sent.
     body = _checked(route.body, await request.body())
-    return await route.handle(body, request, request.state.services)
+    return await route.handle(body, request, request.scope["state"]["services"])
 
 
 def _checked(model: type[BaseModel], body: bytes) -> BaseModel:

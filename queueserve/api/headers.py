@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from queueserve.api.errors_anthropic import is_anthropic
@@ -16,13 +15,21 @@ _SANE_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 def new_request_id() -> str:
     """Return what a request is called whose client has no name for it."""
-    return f"req_{secrets.token_hex(16)}"
+    return f"req_{os.urandom(16).hex()}"
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of that name, in lower case, as Starlette's Headers finds it."""
+    for given, value in scope["headers"]:
+        if given == name:
+            return str(value, "latin-1")
+    return None
 
 
 def _request_id(scope: Scope) -> str:
     """Return the client's x-request-id if it can be shown and logged as it is, else a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else new_request_id()
+    given = header(scope, b"x-request-id")
+    return given if given and _SANE_ID.fullmatch(given) else new_request_id()
 
 
 class RequestHeaders:

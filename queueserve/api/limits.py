@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from queueserve.api.errors import error_response
+from queueserve.api.headers import header
 
 MAX_MESSAGES = 2_048
 MAX_CHARS = 4_000_000
@@ -66,7 +66,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = header(scope, b"content-length") or ""
         if declared.isdigit() and int(declared) > self._limit:
             refusal = error_response(413, self._message, code="request_too_large")
             await refusal(scope, receive, send)

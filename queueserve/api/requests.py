@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from queueserve.api.background import Background
 from queueserve.api.readiness import Readiness
@@ -20,12 +22,30 @@ from queueserve.queue.owner import Owner
 from queueserve.settings import ApiSettings
 
 
-class _Request(Request):
+class JSONRequest(Request):
+    """A request whose body is read at once, and parsed by orjson."""
+
+    async def body(self) -> bytes:
+        """Return the body. Raises ClientDisconnect."""
+        if not hasattr(self, "_body"):
+            self._body = await _read(self._receive)
+        body: bytes = self._body
+        return body
+
     async def json(self) -> Any:
         """Return the body. Raises orjson.JSONDecodeError, which FastAPI knows by its base class."""
         if not hasattr(self, "_json"):
             self._json = orjson.loads(await self.body())
         return self._json
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+    raise ClientDisconnect
 
 
 class JSONRoute(APIRoute):
@@ -36,7 +56,7 @@ class JSONRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            return await handle(_Request(request.scope, request.receive))
+            return await handle(JSONRequest(request.scope, request.receive))
 
         return handle_json
 

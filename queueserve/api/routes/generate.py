@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fastapi import Request, Response
 
 from queueserve.api.answers import StreamAnswer, WholeAnswer
+from queueserve.api.headers import header
 from queueserve.api.jobs import Identity, tenant_of
 from queueserve.api.render import Chunks, Reply, Shape, Whole
 from queueserve.api.render_details import (
@@ -28,8 +29,8 @@ async def identify(
     prefix: str, body: GenerationRequest | ModelRequest, request: Request, services: Services
 ) -> Identity:
     """Name the request: by its Idempotency-Key, if it has one. Raises InvalidRequestError."""
-    tenant = tenant_of(body, key=getattr(request.state, "tenant", None))
-    key = request.headers.get("idempotency-key")
+    tenant = tenant_of(body, key=request.scope["state"].get("tenant"))
+    key = header(request.scope, b"idempotency-key")
     if key is None:
         return Identity.fresh(prefix, tenant=tenant)
     return Identity.of_key(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+from opentelemetry import trace
 
 from queueserve.api.app import create_app
 from queueserve.settings import ApiSettings
@@ -57,6 +59,40 @@ async def test_what_nobody_expected_is_a_500_on_both_ways(http, hand, content_ty
     answer = await http.post(COMPLETIONS, content=body, headers={"content-type": content_type})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
+
+
+class Traced(trace.TracerProvider):
+    """An OpenTelemetry that keeps the spans it is asked for."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def get_tracer(self, *_, **__):
+        return self
+
+    def start_span(self, name, **_):
+        self.spans.append(Span(name))
+        return self.spans[-1]
+
+    def start_as_current_span(self, *_, **__):
+        return contextlib.nullcontext(Span(""))
+
+
+class Span(trace.NonRecordingSpan):
+    def __init__(self, name: str) -> None:
+        super().__init__(trace.INVALID_SPAN_CONTEXT)
+        self.name = name
+
+    def update_name(self, name: str) -> None:
+        self.name = name
+
+
+async def test_where_opentelemetry_is_set_up_a_request_has_its_span(hand, open_app, monkeypatch):
+    provider = Traced()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    async with open_app(ApiSettings(), hand.plane) as client:
+        await client.post(CHAT, content=b"{}", headers={"content-type": SHORT})
+    assert [span.name for span in provider.spans] == [f"POST {CHAT}"]
 
 
 async def test_another_method_is_refused_by_the_long_way(http):
