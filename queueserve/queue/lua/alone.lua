@@ -20,19 +20,17 @@ local function next_suspect(root)
     if not first[1] then
       return nil
     end
-    if job_state(root, first[1]) == 'queued' then
+    if redis.pcall('HGET', key(root, 'job', first[1]), 'state') == 'queued' then
       return first[1], tonumber(first[2])
     end
     forget_job(root, first[1])
   end
 end
 
-local function run_suspect(root, worker, time)
+local function run_suspect(root, seat, time)
   local id, rank = next_suspect(root)
-  redis.call('HSET', key(root, 'reserved'), worker, id)
-  if not attempt(root, id, assign, root, id, rank, worker, time) then
-    forget_job(root, id)
-  end
+  redis.call('HSET', key(root, 'reserved'), seat.worker, id)
+  start(root, id, rank, seat, time)
 end
 
 local function release(root, worker, time)
@@ -47,8 +45,9 @@ end
 -- An empty worker if there is one, else the one with the lowest load.
 local function candidate(root, time)
   for _, worker in ipairs(redis.call('ZRANGE', key(root, 'free'), 0, -1)) do
-    if usable(root, worker, time) and empty(root, worker) then
-      return worker
+    local seat = usable(root, worker, time)
+    if seat and seat.running == 0 then
+      return seat
     end
   end
   return lowest_load(root, time)
@@ -72,8 +71,9 @@ local function use_reserved(root, time)
       release(root, worker, time)
     else
       reserved = reserved + 1
-      if usable(root, worker, time) then
-        run_suspect(root, worker, time)
+      local seat = usable(root, worker, time)
+      if seat then
+        run_suspect(root, seat, time)
       end
     end
   end
@@ -81,23 +81,22 @@ local function use_reserved(root, time)
 end
 
 function run_suspects(root, time)
-  if redis.call('EXISTS', key(root, 'alone'), key(root, 'reserved')) == 0 then
-    return
-  end
   local reserved, filling = use_reserved(root, time)
   local most = math.max(1, math.floor(redis.call('ZCARD', key(root, 'alive')) / 2))
   while reserved < most and redis.call('ZCARD', key(root, 'alone')) > filling and next_suspect(root) do
-    local worker = candidate(root, time)
-    if not worker then
+    local seat = candidate(root, time)
+    if not seat then
       return
     end
-    redis.call('HSET', key(root, 'worker', worker), 'state', 'alone')
+    local worker = seat.worker
+    seat.state = 'alone'
+    redis.call('HSET', key(root, 'worker', worker), 'state', seat.state)
     redis.call('ZREM', key(root, 'free'), worker)
     redis.call('HSET', key(root, 'reserved'), worker, '')
     redis.call('PEXPIRE', key(root, 'reserved'), DAY_MS)
     reserved = reserved + 1
-    if empty(root, worker) then
-      run_suspect(root, worker, time)
+    if seat.running == 0 then
+      run_suspect(root, seat, time)
     else
       filling = filling + 1
     end

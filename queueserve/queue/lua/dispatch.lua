@@ -11,28 +11,46 @@ local function load_score(running, slots, speed, turn)
   return math.floor(load * 65536 + 0.5) / 65536 + (turn % 2 ^ 30) * 2 ^ -46
 end
 
--- The only place that lets a worker take a job.
-local function offer_slot(root, worker, time)
-  local registration = key(root, 'worker', worker)
-  local fields = redis.call('HMGET', registration, 'slots', 'speed', 'turn', 'state')
+-- A worker as it is now. An error if one of its keys is not ours.
+local function seat_of(root, worker, time)
   local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
-  local running = redis.call('HLEN', key(root, 'lease', worker))
-  if fields[1] then
-    redis.call('HSET', registration, 'running', running)
+  local fields = redis.call('HMGET', key(root, 'worker', worker), 'slots', 'speed', 'turn', 'state')
+  return {
+    worker = worker,
+    alive = expiry and tonumber(expiry) > time,
+    slots = tonumber(fields[1]), -- nil: the registration has expired
+    speed = tonumber(fields[2]),
+    turn = tonumber(fields[3]),
+    state = fields[4],
+    running = redis.call('HLEN', key(root, 'lease', worker)),
+  }
+end
+
+-- The only place that lets a worker take a job.
+local function offer_seat(root, seat)
+  local worker = seat.worker
+  if seat.slots then
+    redis.call('HSET', key(root, 'worker', worker), 'running', seat.running, 'turn', seat.turn)
   end
-  if fields[1] and fields[4] == 'ready' and expiry and tonumber(expiry) > time
-      and running < tonumber(fields[1]) then
-    local score = load_score(running, tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3]))
+  if seat.slots and seat.alive and seat.state == 'ready' and seat.running < seat.slots then
+    local score = load_score(seat.running, seat.slots, seat.speed, seat.turn)
     redis.call('ZADD', key(root, 'free'), score, worker)
   else
     redis.call('ZREM', key(root, 'free'), worker)
   end
 end
 
+-- Returns the worker's seat, for a dispatch in the same call.
 local function offer(root, worker, time)
-  if not attempt(root, worker, offer_slot, root, worker, time) then
+  local seat
+  local well = attempt(root, worker, function()
+    seat = seat_of(root, worker, time)
+    offer_seat(root, seat)
+  end)
+  if not well then
     redis.call('ZREM', key(root, 'free'), worker)
   end
+  return seat
 end
 
 -- The reaper looks at a job at `when`, or as soon as its total time or its grace time is over.
@@ -43,8 +61,9 @@ end
 
 local function enqueue(root, id, tenant, rank)
   redis.call('ZADD', key(root, 'queue'), rank, id)
-  redis.call('HINCRBY', key(root, 'waiting'), tenant, 1)
-  redis.call('PEXPIRE', key(root, 'waiting'), DAY_MS)
+  if redis.call('HINCRBY', key(root, 'waiting'), tenant, 1) == 1 then
+    redis.call('PEXPIRE', key(root, 'waiting'), DAY_MS) -- it may be new; the reaper renews it
+  end
 end
 
 local function dequeue(root, id, tenant)
@@ -57,10 +76,16 @@ local function dequeue(root, id, tenant)
   end
 end
 
--- nil for a job that was evicted or deleted by hand, or whose key is not ours.
-local function job_state(root, id)
-  local state = redis.pcall('HGET', key(root, 'job', id), 'state')
-  return type(state) == 'string' and state or nil
+-- What a dispatch needs to know of a job that waits; nil for one that does not, was evicted or deleted by
+-- hand, or whose key is not ours.
+local function waiting_job(root, id)
+  local fields = redis.pcall('HMGET', key(root, 'job', id), 'state', 'epoch', 'tenant', 'end_by', 'detached',
+    'api', 'body', 'resume', 'attempts')
+  if fields.err or fields[1] ~= 'queued' then
+    return nil
+  end
+  return { epoch = tonumber(fields[2]), tenant = fields[3], end_by = tonumber(fields[4]), detached = fields[5],
+    api = fields[6], body = fields[7], resume = fields[8], attempts = number(fields[9], 0) }
 end
 
 local function forget_job(root, id)
@@ -70,12 +95,27 @@ local function forget_job(root, id)
 end
 
 -- Greater than every epoch of this pool and of this job, also when Redis has lost its last second.
+local function greater_epoch(last, previous, time)
+  return math.max(number(last, 0) + 1, (previous or 0) + 1, time)
+end
+
 local function next_epoch(root, previous, time)
   local state = key(root, 'state')
-  local last = number(redis.call('HGET', state, 'epoch'), 0)
-  local epoch = math.max(last + 1, (previous or 0) + 1, time)
+  local epoch = greater_epoch(redis.call('HGET', state, 'epoch'), previous, time)
   redis.call('HSET', state, 'epoch', epoch)
   return epoch
+end
+
+-- What the pool's state gives to a dispatch, and what it learns of it. `tag`: nil for a job that has not
+-- waited, whose tag is the virtual time. Returns epoch, turn, tag.
+local function draw(root, class, tag, previous, time)
+  local state, virtual = key(root, 'state'), 'V:' .. class
+  local fields = redis.call('HMGET', state, 'epoch', 'turn', virtual)
+  local epoch = greater_epoch(fields[1], previous, time)
+  local turn, passed = number(fields[2], 0) + 1, number(fields[3], 0)
+  tag = tag or passed
+  redis.call('HSET', state, 'epoch', epoch, 'turn', turn, virtual, math.max(passed, tag + 1))
+  return epoch, turn, tag
 end
 
 local CARRIED = 16384 -- bytes of a body; a worker fetches a larger one
@@ -90,54 +130,60 @@ local function hint(epoch, id, api, body, resume)
   return named .. '\n' .. api .. '\n' .. body
 end
 
-local function assign(root, id, rank, worker, time)
-  local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'epoch', 'tenant', 'end_by', 'detached', 'api', 'body', 'resume',
-    'attempts')
-  local epoch = next_epoch(root, tonumber(fields[1] or 0), time)
-  dequeue(root, id, fields[2])
-  fair_advance(root, rank)
-  redis.call('HSET', job, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time,
-    'attempts', number(fields[8], 0) + 1)
-  look_at(root, id, tonumber(fields[3]), fields[3], fields[4])
-  redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
-  redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
-  local told = hint(epoch, id, fields[5], fields[6], fields[7])
-  redis.pcall('RPUSH', key(root, 'inbox', worker), told) -- the lease is what counts
-  redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
-  local turn = redis.call('HINCRBY', key(root, 'state'), 'turn', 1)
-  redis.call('HSET', key(root, 'worker', worker), 'turn', turn)
-  offer(root, worker, time)
+-- Give a job to a worker. `tag`: see `draw`. `new`: the fields of a job that is not written yet, and `keep_ms`
+-- its TTL. Returns the epoch and the tag.
+local function assign(root, id, job, class, tag, seat, time, new, keep_ms)
+  local worker, epoch = seat.worker
+  epoch, seat.turn, tag = draw(root, class, tag, job.epoch, time)
+  local fields = new or {}
+  append(fields, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time,
+    'attempts', job.attempts + 1, 'rank', class * CLASS + tag)
+  redis.call('HSET', key(root, 'job', id), unpack(fields))
+  if keep_ms then
+    redis.call('PEXPIRE', key(root, 'job', id), keep_ms)
+  end
+  look_at(root, id, job.end_by, job.end_by, job.detached)
+  local added = redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
+  if seat.running == 0 then -- it is new; heartbeats renew it, and the inbox
+    redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
+  end
+  local told = hint(epoch, id, job.api, job.body, job.resume)
+  if redis.pcall('RPUSH', key(root, 'inbox', worker), told) == 1 then -- an error: the lease is what counts
+    redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
+  end
+  seat.running = seat.running + added
+  offer_seat(root, seat)
+  return epoch, tag
 end
 
--- nil for a registration that has expired, or that is not ours.
-local function slots_of(root, worker)
-  local slots = redis.pcall('HGET', key(root, 'worker', worker), 'slots')
-  return type(slots) == 'string' and tonumber(slots) or nil
+local function assign_waiting(root, id, job, rank, seat, time)
+  dequeue(root, id, job.tenant)
+  local class, tag = fair_parts(rank)
+  assign(root, id, job, class, tag, seat, time)
 end
 
--- nil for a lease that is not ours.
-local function held_by(root, worker)
-  local held = redis.pcall('HLEN', key(root, 'lease', worker))
-  return type(held) == 'number' and held or nil
-end
-
--- How many jobs a worker holds, and its slots; nil if it has expired, or cannot be read: that costs this worker
--- alone, which takes nothing.
-local function usable(root, worker, time)
-  local expiry = redis.call('ZSCORE', key(root, 'alive'), worker)
-  local slots = expiry and tonumber(expiry) > time and slots_of(root, worker)
-  local held = slots and held_by(root, worker)
-  if held then
-    return held, slots
+-- Give a job that waits to a worker; what is not one of ours is forgotten.
+local function start(root, id, rank, seat, time)
+  local job = waiting_job(root, id)
+  if not job or not attempt(root, id, assign_waiting, root, id, job, rank, seat, time) then
+    forget_job(root, id)
   end
 end
 
-local function lowest_load(root, time)
+-- The seat of a worker that lives; nil if it has expired, or cannot be read: that costs this worker alone, which
+-- takes nothing.
+local function usable(root, worker, time)
+  local well, seat = pcall(seat_of, root, worker, time)
+  return well and seat.alive and seat.slots and seat or nil
+end
+
+-- The seat of the worker with the lowest load. `known`: a seat that this call has seen already.
+local function lowest_load(root, time, known)
   while true do
     local worker = redis.call('ZRANGE', key(root, 'free'), 0, 0)[1]
-    if not worker or usable(root, worker, time) then
-      return worker
+    local seat = known and known.worker == worker and known or worker and usable(root, worker, time)
+    if not worker or seat then
+      return seat
     end
     redis.call('ZREM', key(root, 'free'), worker)
   end
@@ -150,12 +196,12 @@ local function spare(root, id, time)
   if redis.pcall('HGET', key(root, 'job', id), 'light') ~= '1' then
     return nil
   end
-  local found, fewest
+  local found
   for _, worker in ipairs(redis.call('ZRANGE', key(root, 'alive'), 0, -1)) do
-    local running, slots = usable(root, worker, time)
-    if running and running < slots + SPARE and (not fewest or running < fewest)
-        and redis.call('HGET', key(root, 'worker', worker), 'state') == 'ready' then
-      found, fewest = worker, running
+    local seat = usable(root, worker, time)
+    if seat and seat.running < seat.slots + SPARE and (not found or seat.running < found.running)
+        and seat.state == 'ready' then
+      found = seat
     end
   end
   return found
@@ -171,20 +217,25 @@ local function forget(root)
   end
 end
 
-local function dispatch(root, time)
-  run_suspects(root, time)
+-- `seat`: of the worker that has just become free, if one has.
+local function dispatch(root, time, seat)
+  if redis.call('EXISTS', key(root, 'queue'), key(root, 'alone'), key(root, 'reserved'), key(root, 'waiting'),
+      key(root, 'fair')) == 0 then
+    return
+  end
+  if redis.call('EXISTS', key(root, 'alone'), key(root, 'reserved')) > 0 then
+    run_suspects(root, time)
+    seat = nil -- it may be another's now
+  end
   while true do
     local head = redis.call('ZRANGE', key(root, 'queue'), 0, 0, 'WITHSCORES')
     if not head[1] then
       return forget(root)
     end
-    local worker = lowest_load(root, time) or spare(root, head[1], time)
-    if not worker then
+    seat = lowest_load(root, time, seat) or spare(root, head[1], time)
+    if not seat then
       return
     end
-    if job_state(root, head[1]) ~= 'queued'
-        or not attempt(root, head[1], assign, root, head[1], tonumber(head[2]), worker, time) then
-      forget_job(root, head[1])
-    end
+    start(root, head[1], tonumber(head[2]), seat, time)
   end
 end

@@ -12,24 +12,24 @@ local function virtual_time(root, class)
   return number(redis.call('HGET', key(root, 'state'), 'V:' .. class), 0)
 end
 
-local function fair_rank(root, class, tenant, cost, weight)
+local function fair_charge(root, class, tenant, tag, cost, weight)
   local who = class .. ':' .. tenant
-  local fair = key(root, 'fair')
-  local last = number(redis.call('HGET', fair, 'last:' .. who), 0)
-  local tag = math.max(virtual_time(root, class), last)
   local charge = math.min(math.max(2, math.floor(cost / weight)), MAX_CHARGE)
-  redis.call('HSET', fair, 'last:' .. who, tag + charge, 'tag:' .. who, tag)
-  redis.call('PEXPIRE', fair, DAY_MS)
+  if redis.call('HSET', key(root, 'fair'), 'last:' .. who, tag + charge, 'tag:' .. who, tag) > 0 then
+    redis.call('PEXPIRE', key(root, 'fair'), DAY_MS) -- it may be new; the reaper renews it
+  end
+end
+
+local function fair_rank(root, class, tenant, cost, weight)
+  local last = number(redis.call('HGET', key(root, 'fair'), 'last:' .. class .. ':' .. tenant), 0)
+  local tag = math.max(virtual_time(root, class), last)
+  fair_charge(root, class, tenant, tag, cost, weight)
   return class * CLASS + tag
 end
 
--- Called with the rank of every job that is dispatched.
-local function fair_advance(root, rank)
+local function fair_parts(rank)
   local class = math.floor(rank / CLASS)
-  local tag = rank - class * CLASS
-  if tag >= virtual_time(root, class) then
-    redis.call('HSET', key(root, 'state'), 'V:' .. class, tag + 1)
-  end
+  return class, rank - class * CLASS
 end
 
 -- The true cost of an ended job corrects what the tenant pays next, never the order of what waits:
@@ -37,7 +37,7 @@ end
 local function fair_correct(root, class, tenant, difference, weight)
   local fair, who = key(root, 'fair'), class .. ':' .. tenant
   local pair = redis.call('HMGET', fair, 'last:' .. who, 'tag:' .. who)
-  if number(pair[1], 0) > virtual_time(root, class) then
+  if pair[1] and number(pair[1], 0) > virtual_time(root, class) then
     local last = number(pair[1], 0) + math.floor(difference / weight)
     redis.call('HSET', fair, 'last:' .. who, math.max(last, number(pair[2], 0) + 2))
   end

@@ -17,7 +17,7 @@ local function finish(keys, args)
   local root, time = keys[1], now()
   local worker, id, epoch, outcome, cost = args[1], args[2], args[3], args[4], tonumber(args[6])
   local fields = redis.pcall('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker', 'cancel',
-    'class', 'tenant', 'cost', 'weight')
+    'class', 'tenant', 'cost', 'weight', 'api')
   if fields.err then -- somebody else's key: there is no such job
     redis.pcall('HDEL', key(root, 'lease', worker), id)
     forget_job(root, id)
@@ -36,11 +36,10 @@ local function finish(keys, args)
   if outcome == 'cancelled' then
     end_stopped(root, id, fields[4] or outcome)
   else
-    end_job(root, id, outcome, args[5], args[7])
+    close_job(root, id, fields[9], outcome, args[5], args[7])
   end
   count_rate(root, time)
-  offer(root, worker, time)
-  dispatch(root, time)
+  dispatch(root, time, offer(root, worker, time))
   return 'accepted'
 end
 

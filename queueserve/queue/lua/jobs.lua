@@ -1,19 +1,23 @@
 -- The ends of a job, and the way from a lost worker to the next one.
 
--- `result` is what a late reader may still fetch: JSON, or ''. `keep_ms`: for how long.
-local function end_job(root, id, state, result, keep_ms)
+-- The end of a job that `api` reads and that is nowhere in the queue. `result` is what a late reader may still
+-- fetch: JSON, or ''. `keep_ms`: for how long.
+local function close_job(root, id, api, state, result, keep_ms)
   local job = key(root, 'job', id)
-  local fields = redis.call('HMGET', job, 'tenant', 'api', 'state')
-  if fields[1] then
-    if fields[3] ~= 'running' then
-      dequeue(root, id, fields[1])
-    end
-    redis.pcall('SREM', key(root, 'by_api', fields[2]), id)
-  end
+  redis.pcall('SREM', key(root, 'by_api', api), id)
   redis.call('ZREM', key(root, 'due'), id)
   redis.call('HDEL', job, 'body', 'resume', 'cancel')
   redis.call('HSET', job, 'state', state, 'result', result)
   redis.call('PEXPIRE', job, keep_ms or RESULT_MS)
+end
+
+-- The end of a job, wherever it is.
+local function end_job(root, id, state, result)
+  local fields = redis.call('HMGET', key(root, 'job', id), 'tenant', 'api', 'state')
+  if fields[1] and fields[3] ~= 'running' then
+    dequeue(root, id, fields[1])
+  end
+  close_job(root, id, fields[2] or '', state, result)
 end
 
 local TIME_OVER = 'The request did not finish within its time limit.'

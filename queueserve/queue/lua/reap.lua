@@ -101,7 +101,7 @@ end
 
 -- What this empties in time may be left by processes that all ended at once.
 local function renew_sets(root)
-  for _, set in ipairs({ 'queue', 'alone', 'due', 'alive', 'free', 'apis' }) do
+  for _, set in ipairs({ 'queue', 'waiting', 'fair', 'alone', 'due', 'alive', 'free', 'apis' }) do
     redis.call('PEXPIRE', key(root, set), 7 * DAY_MS)
   end
 end

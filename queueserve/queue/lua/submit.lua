@@ -76,41 +76,75 @@ local function full(root, tenant, max_queue, max_tenant)
   end
 end
 
+-- A job as `submit` is told of it; `fields` is what its hash has whatever becomes of it.
+local function new_job(args, time)
+  local wait, total = tonumber(args[11]), tonumber(args[12])
+  local job = { epoch = 0, attempts = 0, api = args[2], tenant = args[8], class = tonumber(args[7]),
+    weight = tonumber(args[9]), cost = tonumber(args[10]), body = args[5],
+    queue_by = time + wait, end_by = time + total, keep_ms = math.ceil(total / 1000) + 5 * RESULT_MS }
+  job.fields = { 'api', job.api, 'tenant', job.tenant, 'class', job.class, 'weight', job.weight, 'cost', job.cost,
+    'submitted', time, 'queue_by', job.queue_by, 'end_by', job.end_by, 'grace_us', args[13],
+    'orphan_us', args[3], 'max_attempts', args[14], 'digest', args[6], 'body', job.body,
+    'reader', args[20] or '' }
+  if args[17] ~= '' then
+    job.resume = args[17]
+    append(job.fields, 'resume', job.resume)
+  end
+  if args[19] == '1' then
+    append(job.fields, 'light', 1)
+  end
+  return job
+end
+
+local function nothing_ahead(root)
+  return redis.call('EXISTS', key(root, 'queue'), key(root, 'alone'), key(root, 'reserved')) == 0
+end
+
+-- Nothing waits and a slot is free, so nobody owes anybody anything (see `forget`), and the job's tag is the
+-- virtual time.
+local function start_at_once(root, id, job, seat, time)
+  local epoch, tag = assign(root, id, job, job.class, nil, seat, time, job.fields, job.keep_ms)
+  note_reader(root, job.api, id)
+  if seat.running >= seat.slots and redis.call('ZCARD', key(root, 'free')) == 0 then -- others will wait
+    fair_charge(root, job.class, job.tenant, tag, job.cost, job.weight)
+  end
+  return { 'new', 'running', epoch, seat.worker, 0, '' }
+end
+
+local function wait_in_queue(root, id, job, time)
+  local rank = fair_rank(root, job.class, job.tenant, job.cost, job.weight)
+  local hash = key(root, 'job', id)
+  redis.call('HSET', hash, 'state', 'queued', 'epoch', job.epoch, 'worker', '', 'attempts', job.attempts,
+    'rank', rank, unpack(job.fields))
+  redis.call('PEXPIRE', hash, job.keep_ms)
+  note_reader(root, job.api, id)
+  enqueue(root, id, job.tenant, rank)
+  look_at(root, id, job.queue_by, job.end_by)
+  fair_prune(root)
+  local ahead = redis.call('ZRANK', key(root, 'queue'), id)
+  if ahead > 0 then -- for the head, nothing has changed
+    return { 'new', 'queued', 0, '', ahead + 1, '' }
+  end
+  dispatch(root, time)
+  return standing(root, id, 'new')
+end
+
 local function submit(keys, args)
   local root, time = keys[1], now()
-  local id, api, tenant = args[1], args[2], args[8]
+  local id, api = args[1], args[2]
   if not register_api(root, api, time, tonumber(args[3]), args[4] == '1') then
     return { 'gone', '', 0, '', 0, '' }
   end
   if redis.call('EXISTS', key(root, 'job', id)) == 1 then
     return attach(root, id, api, args[20] or '', args[6], time)
   end
-  local refusal = args[18] ~= '1' and full(root, tenant, tonumber(args[15]), tonumber(args[16]))
-  if refusal then
-    return refusal
+  local job = new_job(args, time)
+  local seat = nothing_ahead(root) and lowest_load(root, time)
+  if seat then
+    return start_at_once(root, id, job, seat, time)
   end
-  local class, cost, weight = tonumber(args[7]), tonumber(args[10]), tonumber(args[9])
-  local wait, total = tonumber(args[11]), tonumber(args[12])
-  local rank = fair_rank(root, class, tenant, cost, weight)
-  local job = key(root, 'job', id)
-  redis.call('HSET', job, 'state', 'queued', 'epoch', 0, 'worker', '', 'attempts', 0, 'api', api,
-    'tenant', tenant, 'class', class, 'weight', weight, 'cost', cost, 'rank', rank,
-    'submitted', time, 'queue_by', time + wait, 'end_by', time + total,
-    'grace_us', args[13], 'orphan_us', args[3], 'max_attempts', args[14], 'digest', args[6],
-    'body', args[5], 'reader', args[20] or '')
-  if args[17] ~= '' then
-    redis.call('HSET', job, 'resume', args[17])
-  end
-  if args[19] == '1' then
-    redis.call('HSET', job, 'light', 1)
-  end
-  redis.call('PEXPIRE', job, math.ceil(total / 1000) + 5 * RESULT_MS)
-  note_reader(root, api, id)
-  enqueue(root, id, tenant, rank)
-  look_at(root, id, time + wait, time + total)
-  fair_prune(root)
-  dispatch(root, time)
-  return standing(root, id, 'new')
+  local refusal = args[18] ~= '1' and full(root, job.tenant, tonumber(args[15]), tonumber(args[16]))
+  return refusal or wait_in_queue(root, id, job, time)
 end
 
 -- qs_resume: the reader of an orphaned job says from where it goes on; compare-and-set on the epoch.

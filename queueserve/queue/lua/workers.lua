@@ -85,6 +85,7 @@ local function heartbeat(keys, args)
     end
     redis.call('PEXPIRE', registration, math.ceil(timeout / 1000))
     redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
+    redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
     offer(root, worker, time)
   end
   dispatch(root, time)

@@ -39,6 +39,18 @@ async def test_a_heartbeat_renews_a_registration(pool):
     assert (steps, int(beaten)) == (b"1", pool.time // 1_000_000)
 
 
+async def test_a_heartbeat_renews_what_the_worker_holds(pool):
+    await pool.register("w", slots=2)
+    await pool.submit("j")
+    held = (pool.keys.lease("w"), pool.keys.inbox("w"))
+    for key in held:
+        await pool.redis.expire(key, 10)
+    await pool.submit("k")  # they are there, and keep their time
+    assert [await pool.redis.ttl(key) <= 10 for key in held] == [True, True]
+    await pool.beat("w")
+    assert [await pool.redis.ttl(key) > 86_000 for key in held] == [True, True]
+
+
 async def test_registering_twice_is_registering_once(pool):
     await pool.register("w", slots=2)
     await pool.submit("j")

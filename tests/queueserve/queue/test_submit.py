@@ -37,6 +37,20 @@ async def test_a_job_with_a_free_slot_runs_at_once(pool):
     assert await pool.leases("w") == {"j"}
 
 
+async def test_a_job_that_need_not_wait_leaves_the_queue_s_keys_alone(pool):
+    await pool.register("w", slots=2)
+    assert (await pool.submit("j")).worker == "w"
+    named = ("queue", "waiting", "fair")
+    assert not await pool.redis.exists(*(getattr(pool.keys, name) for name in named))
+    assert (await pool.submit("k", tenant="t", cost=7, priority=0)).worker == "w"
+    # The last slot: its tenant owes for it, should others have to wait now.
+    charged = await pool.redis.hgetall(pool.keys.fair)
+    assert {name: int(value) for name, value in charged.items()} == {
+        b"last:0:t": 7,
+        b"tag:0:t": 0,
+    }
+
+
 async def test_what_the_worker_fetches_is_what_was_submitted(pool):
     await pool.register("w")
     own = {"prompt": "Grüße 🙂", "priority": 3, "tenant": "a:b c"}
