@@ -74,7 +74,7 @@ class WholeAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
-        await Client(receive).serve(self._answer(scope, receive, send))
+        await Client(scope, receive).serve(self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with opened(self._owner, self._jobs) as reader:
@@ -118,7 +118,7 @@ class StreamAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
-        client = Client(receive)
+        client = Client(scope, receive)
         await client.serve(self._answer(scope, send, client))
 
     async def _answer(self, scope: Scope, send: Send, client: Client) -> None:

@@ -1,12 +1,13 @@
-"""An answer's chunks on their way to the connection, past the layers of ASGI.
+"""What passes between an answer and its connection, past the layers of ASGI.
 
 Every token of a stream is one `send` through all layers around the application, each a coroutine
 and a message, for bytes that none of them looks at. Here it is one call. The head of an answer and
-its end still go through the layers.
+its end still go through the layers. And that a client is gone is a call, not a task that waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from starlette.types import Message, Scope
@@ -65,14 +66,41 @@ class ChunkedBody:
 
 
 class ChunkingProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol; lets the application write chunks of its answers itself."""
+    """uvicorn's HTTP protocol; lets the application write chunks of its answers itself.
+
+    And it tells who answers that the client is gone.
+    """
+
+    _watched: tuple[RequestResponseCycle, Callable[[], None]] | None = None  # who answers now
 
     def on_headers_complete(self) -> None:
         """Offer it to the application, which runs in a later turn of the event loop."""
         super().on_headers_complete()
-        self.scope["extensions"] = {_EXTENSION: {"cycle": self.cycle}}
+        self.scope["extensions"] = {_EXTENSION: {"cycle": self.cycle, "connection": self}}
         if self.scope["http_version"] == "1.0":
             self.cycle.send = partial(_send_whole, self.cycle)  # type: ignore[method-assign]
+
+    def watch(self, cycle: RequestResponseCycle, gone: Callable[[], None]) -> Callable[[], None]:
+        """Call `gone` when the connection is lost; returns what ends the watch."""
+        self._watched = cycle, gone
+        self.flow.resume_reading()  # the body may have stopped it; who does not read hears nothing
+        if self.transport.is_closing():
+            self.loop.call_soon(self._tell)
+        return self._unwatch
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell it."""
+        super().connection_lost(exc)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._watched is not None:
+            cycle, gone = self._watched
+            cycle.disconnected = True  # uvicorn knows that of the last request that has come
+            gone()
+
+    def _unwatch(self) -> None:
+        self._watched = None
 
 
 async def _send_whole(cycle: RequestResponseCycle, message: Message) -> None:
@@ -93,3 +121,12 @@ def chunked_body(scope: Scope) -> ChunkedBody | None:
     """
     offered = scope.get("extensions", {}).get(_EXTENSION)
     return ChunkedBody(offered["cycle"]) if offered else None
+
+
+def watch(scope: Scope, gone: Callable[[], None]) -> Callable[[], None] | None:
+    """Call `gone` when the client of a request, which must have been read, is gone.
+
+    Returns what ends the watch, before the next request begins; None if there is no such way.
+    """
+    offered = scope.get("extensions", {}).get(_EXTENSION)
+    return offered["connection"].watch(offered["cycle"], gone) if offered else None

@@ -92,7 +92,8 @@ class _Writing(ChunkingProtocol):
 
 class _Reading(HttpToolsProtocol):
     _read_timeout: float
-    _late: asyncio.TimerHandle | None = None  # runs while a request comes
+    _coming = False  # a request is, and is not whole yet
+    _late: asyncio.TimerHandle | None = None  # runs then, once that has taken more than one read
     _began = 0.0  # when its first byte came
     _received = 0  # bytes since then
     _of_body = 0  # of these
@@ -111,19 +112,21 @@ class _Reading(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self._late is None and not self._in_service():
+        if not self._coming and not self._in_service():
             self._begin()  # also for what begins no request, like an empty line
         self._received += len(data)
         super().data_received(data)
-        if self._late is None or self._refused:
+        if not self._coming:
             return
+        if self._late is None:
+            self._late = self.loop.call_later(self._read_timeout, self._is_late)
         if self._received - self._of_body > MAX_HEAD + _FRAMING * self._of_body:
             self._refuse(431, f"The head is larger than {MAX_HEAD} bytes.", "head_too_large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._has_head = False
-        if self._late is None:
+        if not self._coming:
             self._begin()
 
     def on_headers_complete(self) -> None:
@@ -155,10 +158,11 @@ class _Reading(HttpToolsProtocol):
         return self._in_service() and (self.cycle.response_started or not self.cycle.more_body)
 
     def _begin(self) -> None:
+        self._coming = True
         self._began, self._received, self._of_body = self.loop.time(), 0, 0
-        self._late = self.loop.call_later(self._read_timeout, self._is_late)
 
     def _end(self) -> None:
+        self._coming = False
         if self._late is not None:
             self._late.cancel()
             self._late = None

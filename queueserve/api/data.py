@@ -47,7 +47,7 @@ class DataAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless the client goes away first: that cancels the jobs."""
-        await Client(receive).serve(self._answer(scope, receive, send))
+        await Client(scope, receive).serve(self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await run_all(self._owner, self._jobs, self._answers)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
+from queueserve.api.chunked import watch
 from queueserve.errors import QueueServeError
 
 
@@ -20,8 +21,9 @@ class ServerClosingError(QueueServeError):
 class Client:
     """Watches a connection whose request has been read."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self.gone = False
+        self._scope = scope
         self._receive = receive
 
     async def serve(self, work: Coroutine[Any, Any, None]) -> None:
@@ -33,7 +35,7 @@ class Client:
         """
         working = asyncio.current_task()
         assert working is not None  # noqa: S101 - we run in it
-        watching = asyncio.create_task(self._disconnected(working))
+        stop = self._watch(working)
         try:
             await work
         except asyncio.CancelledError:
@@ -41,10 +43,19 @@ class Client:
                 raise ServerClosingError("The server is shutting down.") from None
             working.uncancel()
         finally:
-            watching.cancel()
+            stop()
 
-    async def _disconnected(self, working: asyncio.Task[Any]) -> None:
+    def _watch(self, working: asyncio.Task[Any]) -> Callable[[], object]:
+        """Cancel `working` when the client disconnects; return what ends the watch."""
+
+        def leave() -> None:
+            self.gone = True
+            working.cancel()
+
+        stop = watch(self._scope, leave)
+        return stop or asyncio.create_task(self._disconnected(leave)).cancel
+
+    async def _disconnected(self, leave: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        working.cancel()
+        leave()

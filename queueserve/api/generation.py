@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol, Self, TypeAlias
 
 from queueserve.protocol import Event, Job
@@ -38,8 +38,18 @@ class Reader(Protocol):
 class _One:
     """The reader of a single job: nothing between it and its stream."""
 
-    def __init__(self, stream: JobStream) -> None:
-        self.only = stream
+    only: JobStream
+
+    def __init__(self, owner: Owner, job: Job) -> None:
+        self._owner = owner
+        self._job = job
+
+    async def __aenter__(self) -> Self:
+        self.only = await self._owner.open(self._job)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.only.aclose()
 
     @property
     def position(self) -> int:
@@ -112,19 +122,16 @@ class _Many:
                 return
 
 
-@contextlib.asynccontextmanager
-async def opened(owner: Owner, jobs: Sequence[Job]) -> AsyncIterator[Reader]:
+def opened(owner: Owner, jobs: Sequence[Job]) -> AbstractAsyncContextManager[Reader]:
     """Open all jobs, give their reader, and close them all, whatever happens.
 
-    Raises what Owner.open raises if any of them cannot be opened.
+    Entering raises what Owner.open raises if any of them cannot be opened.
     """
-    if len(jobs) == 1:
-        stream = await owner.open(jobs[0])
-        try:
-            yield _One(stream)
-        finally:
-            await stream.aclose()
-        return
+    return _One(owner, jobs[0]) if len(jobs) == 1 else _together(owner, jobs)
+
+
+@asynccontextmanager
+async def _together(owner: Owner, jobs: Sequence[Job]) -> AsyncIterator[Reader]:
     opening = [asyncio.create_task(owner.open(job)) for job in jobs]
     try:
         await asyncio.wait(opening)

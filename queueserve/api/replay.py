@@ -44,9 +44,9 @@ class ReplayAnswer(Response):
         self._last = after  # the number of the last event that was sent
         self._keep_alive = keep_alive
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until the client goes away."""
-        client = Client(receive)
+        client = Client(scope, receive)
         await client.serve(self._answer(send, client))
 
     async def _answer(self, send: Send, client: Client) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -92,21 +90,30 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
                 await sentinel.aclose()
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the library's errors into RedisUnavailableError, with the reason."""
-    try:
-        yield
-    except OutOfMemoryError as error:
-        raise RedisUnavailableError("Redis is full and takes no more jobs.") from error
-    except BusyLoadingError as error:
-        raise RedisUnavailableError("Redis is loading its data.") from error
-    except ResponseError as error:
-        raise RedisUnavailableError(f"Redis refuses a command: {error}") from error
-    except (TimeoutError, RedisError, OSError) as error:
-        raise RedisUnavailableError(
-            f"Redis does not answer: {error or type(error).__name__}"
-        ) from error
+class translated:  # noqa: N801 - it reads as what happens to errors
+    """Turns the library's errors into RedisUnavailableError, with the reason.
+
+    Not a generator: it is around every command, and nearly all of them succeed.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        match error:
+            case None:
+                return
+            case OutOfMemoryError():
+                reason = "Redis is full and takes no more jobs."
+            case BusyLoadingError():
+                reason = "Redis is loading its data."
+            case ResponseError():
+                reason = f"Redis refuses a command: {error}"
+            case TimeoutError() | RedisError() | OSError():
+                reason = f"Redis does not answer: {error or type(error).__name__}"
+            case _:
+                return
+        raise RedisUnavailableError(reason) from error
 
 
 def of_another(error: ResponseError) -> bool:

@@ -18,7 +18,8 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hello " * 20}], 
 @pytest.fixture(autouse=True)
 def _no_errors_logged(caplog):
     yield
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    records = caplog.get_records("call") + caplog.get_records("teardown")
+    assert [record for record in records if record.levelno >= logging.ERROR] == []
 
 
 async def ask(port: int, **change) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -73,6 +74,22 @@ async def test_while_it_streams(api, worker, redis):
     await settled(redis, b"cancelled", count=2)
 
 
+async def test_after_a_body_so_large_that_reading_was_stopped(by_hand, until):
+    text = "hello " * 100_000
+    _, writer = await ask(by_hand.port, messages=[{"role": "user", "content": text}])
+    await by_hand.hand.opened()
+    writer.close()
+    await until(lambda: by_hand.hand.closed)
+
+
+async def test_with_another_request_behind_it(by_hand, until):
+    _, writer = await ask(by_hand.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    await by_hand.hand.opened()
+    writer.close()
+    await until(lambda: by_hand.hand.closed)
+
+
 async def test_while_it_waits_for_the_whole_answer(api, worker, redis):
     await worker(**SLOW)
     _, writer = await ask(api.port, n=2)
@@ -102,7 +119,7 @@ async def test_before_its_body_is_complete(by_hand):
 
 
 async def test_work_that_a_server_cancels_knows_that_its_client_is_there():
-    client = Client(asyncio.Queue().get)
+    client = Client({}, asyncio.Queue().get)
     seen = []
 
     async def work() -> None:
@@ -122,7 +139,7 @@ async def test_work_that_a_server_cancels_knows_that_its_client_is_there():
 
 async def test_work_whose_client_is_gone_is_cancelled():
     messages = asyncio.Queue()
-    client = Client(messages.get)
+    client = Client({}, messages.get)
     seen = []
 
     async def work() -> None:
