@@ -17,7 +17,6 @@ from queueserve.api.background import Background
 from queueserve.api.direct import Direct, Route
 from queueserve.api.failures import Failures
 from queueserve.api.headers import RequestHeaders
-from queueserve.api.limits import BodyLimit
 from queueserve.api.requests import Services
 from queueserve.api.routes import (
     chat,
@@ -152,7 +151,6 @@ def _layers(settings: ApiSettings) -> list[Middleware]:
     layers.append(Middleware(Failures))
     if settings.api_keys:
         layers.append(Middleware(auth.Authentication, keys=auth.ApiKeys(settings.api_keys)))
-    layers.append(Middleware(BodyLimit, limit=settings.max_body_bytes))
     return layers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from queueserve.api.errors import error_response
 
@@ -26,18 +26,12 @@ class Failures:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         except Exception:
-            log.exception("request %s failed", scope["state"]["request_id"])
-            if started:
+            state = scope["state"]
+            log.exception("request %s failed", state["request_id"])
+            if state["answered"]:
                 raise  # the server closes the connection: nothing true can be said any more
             failure = error_response(500, "The server failed.", code="internal_error")
             await failure(scope, receive, send)

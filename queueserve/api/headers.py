@@ -35,7 +35,8 @@ def _request_id(scope: Scope) -> str:
 class RequestHeaders:
     """Sets x-request-id and openai-processing-ms (until the answer begins).
 
-    It is the outermost layer, so that whatever answers carries them.
+    It is the outermost layer, so that whatever answers carries them. The request's state tells the
+    layers inside its `request_id`, and whether it is `answered`: whether its answer has begun.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -48,10 +49,12 @@ class RequestHeaders:
             return
         began = time.perf_counter()
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"], state["answered"] = request_id, False
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                state["answered"] = True
                 elapsed = int((time.perf_counter() - began) * 1000)
                 message["headers"] = [
                     *message["headers"],

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from queueserve.api.errors import error_response
-from queueserve.api.headers import header
-
 MAX_MESSAGES = 2_048
 MAX_CHARS = 4_000_000
 """Characters of all messages, or of all prompts, together: a million tokens, about, which is more
@@ -48,40 +42,3 @@ MAX_CONSTRAINT_CHARS = 200_000
 MAX_CHOICE_TEXTS = 1_024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TOKENS = 10_000_000
-
-
-class BodyLimit:
-    """Refuses bodies of more than `limit` bytes with 413.
-
-    A length that is declared is believed at once; what arrives is counted, whatever was declared.
-    """
-
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-        self._message = f"The body is larger than {limit} bytes."
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = header(scope, b"content-length") or ""
-        if declared.isdigit() and int(declared) > self._limit:
-            refusal = error_response(413, self._message, code="request_too_large")
-            await refusal(scope, receive, send)
-            return
-        await self._app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise HTTPException(413, self._message)
-            return message
-
-        return counted

@@ -36,8 +36,13 @@ class Details:
         return self.logprobs or self.token_ids or self.echo or self.best is not None
 
 
+_PLAIN = Details()
+
+
 def chat_details(request: ChatCompletionRequest) -> Details:
     """Return what a chat request asks for."""
+    if not (request.logprobs or request.return_token_ids):
+        return _PLAIN
     return Details(logprobs=bool(request.logprobs), token_ids=bool(request.return_token_ids))
 
 

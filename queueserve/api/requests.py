@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from queueserve.api.background import Background
+from queueserve.api.headers import header
 from queueserve.api.readiness import Readiness
 from queueserve.api.stored import Responses
 from queueserve.errors import InvalidRequestError
@@ -23,12 +25,13 @@ from queueserve.settings import ApiSettings
 
 
 class JSONRequest(Request):
-    """A request whose body is read at once, and parsed by orjson."""
+    """A request whose body is read at once, within the server's bound, and parsed by orjson."""
 
     async def body(self) -> bytes:
-        """Return the body. Raises ClientDisconnect."""
+        """Return the body. Raises ClientDisconnect, and HTTPException for one that is too large."""
         if not hasattr(self, "_body"):
-            self._body = await _read(self._receive)
+            limit = self.scope["state"]["services"].settings.max_body_bytes
+            self._body = await _read(self.scope, self._receive, limit)
         body: bytes = self._body
         return body
 
@@ -39,17 +42,30 @@ class JSONRequest(Request):
         return self._json
 
 
-async def _read(receive: Receive) -> bytes:
-    parts: list[bytes] = []
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+    declared = header(scope, b"content-length") or ""
+    if declared.isdigit() and int(declared) > limit:  # believed at once
+        raise _too_large(limit)
+    received, parts = 0, []
     while (message := await receive())["type"] == "http.request":
         parts.append(message.get("body", b""))
+        received += len(parts[-1])
+        if received > limit:  # whatever was declared
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return b"".join(parts)
     raise ClientDisconnect
 
 
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {limit} bytes.")
+
+
 class JSONRoute(APIRoute):
-    """A route whose body orjson reads: several times faster, and it refuses NaN and bad UTF-8."""
+    """A route whose body orjson reads: several times faster, and it refuses NaN and bad UTF-8.
+
+    Every route with a body is one: the bound on bodies is a JSONRequest's.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""

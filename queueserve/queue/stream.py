@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 from typing import Self
 
 from queueserve.errors import CancelledJobError, QueueServeError, WorkerLostError, from_code
@@ -39,6 +40,15 @@ _READERS = itertools.count(1)
 _UNPROVEN = 256  # events kept while Redis is asked; what is lost then is asked for
 
 
+def _nobody_waits() -> None:
+    pass
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 class JobStream:
     """An async iterator over batches of events: Started, Delta …, Finished; or one Answered.
 
@@ -67,8 +77,7 @@ class JobStream:
         self._begun = -1  # the epoch whose Started was seen
         self._unproven: list[Event] = []  # of an epoch that Redis has not confirmed yet
         self._error: QueueServeError | None = None
-        self._wake = asyncio.Event()
-        self._tell: Callable[[], None] = self._wake.set  # there is something, or the end
+        self._tell: Callable[[], None] = _nobody_waits  # there is something, or the end
         self._close = close
 
     def __aiter__(self) -> Self:
@@ -98,8 +107,9 @@ class JobStream:
 
     async def __anext__(self) -> list[Event]:
         while not (batch := self.take()):
-            self._wake.clear()
-            await self._wake.wait()
+            woken = asyncio.get_running_loop().create_future()
+            self._tell = partial(_wake, woken)
+            await woken
         return batch
 
     async def aclose(self) -> None:

@@ -85,20 +85,19 @@ class Message(Schema):
     @property
     def says_nothing(self) -> bool:
         """Whether it has neither a text of any kind nor calls."""
-        texts = (self.content, self.refusal, self.reasoning_content)
-        return all(text is None for text in texts) and not (self.tool_calls or self.function_call)
+        silent = self.content is self.refusal is self.reasoning_content is None
+        return silent and not (self.tool_calls or self.function_call)
 
     @property
     def chars(self) -> int:
         """The length of the text."""
-        texts = [self.reasoning_content or "", self.refusal or ""]
-        if isinstance(self.content, str):
-            texts.append(self.content)
-        else:
-            texts += (part.text for part in self.content or ())
-        texts += (call.function.arguments for call in self.tool_calls or ())
-        texts.append(self.function_call.arguments if self.function_call else "")
-        return sum(map(len, texts))
+        parts = self.content or ()
+        chars = len(parts) if isinstance(parts, str) else sum(len(part.text) for part in parts)
+        if self.tool_calls:
+            chars += sum(len(call.function.arguments) for call in self.tool_calls)
+        if self.function_call:
+            chars += len(self.function_call.arguments)
+        return chars + len(self.reasoning_content or "") + len(self.refusal or "")
 
     @property
     def images(self) -> list[ImagePart]:

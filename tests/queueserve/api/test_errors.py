@@ -175,19 +175,23 @@ async def test_unknown_routes_and_methods(http):
     assert answer.headers["allow"] == "POST"
 
 
-async def test_a_body_that_is_declared_too_large_is_a_413(http):
-    answer = await http.post("/v1/chat/completions", content=b"x" * 100_001)
-    assert error_of(answer, 413)["code"] == "request_too_large"
-
-
-async def test_a_body_that_turns_out_too_large_is_a_413(http):
-    async def body():
-        for _ in range(101):
-            yield b" " * 1000
-
+async def test_a_body_that_is_too_large_is_a_413_on_every_route_that_takes_one(http):
+    paths = (await http.get("/openapi.json")).json()["paths"]
+    routes = [path for path, route in paths.items() if "requestBody" in route.get("post", {})]
+    assert {"/v1/chat/completions", "/v1/embeddings"} < set(routes)
     headers = {"content-type": "application/json"}
-    answer = await http.post("/v1/chat/completions", content=body(), headers=headers)
-    assert error_of(answer, 413)["code"] == "request_too_large"
+    for path in routes:
+        declared = await http.post(path, content=b" " * 100_001, headers=headers)
+        counted = await http.post(path, content=pieces(100_001), headers=headers)
+        for answer in (declared, counted):
+            assert answer.status_code == 413, path
+            if not path.startswith("/v1/messages"):
+                assert error_of(answer, 413)["code"] == "request_too_large"
+
+
+async def pieces(size: int):
+    for _ in range(0, size, 1000):
+        yield b" " * 1000
 
 
 DOMAIN = [
