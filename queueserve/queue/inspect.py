@@ -144,7 +144,7 @@ def _worker(
         engine=row.get(b"engine", b"").decode(),
         state=row.get(b"state", b"").decode(),
         slots=field("slots", int, 0),
-        running=field("running", int, 0),
+        running=len(jobs),
         speed=field("speed", float, 1.0),
         load=None if score is None else round(score, 4),
         ttl=max(0, ttl_ms) / 1000,

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 from queueserve import __version__
 from queueserve.cli import main
-from queueserve.protocol import ModelCard
+from queueserve.protocol import Job, ModelCard
 from queueserve.queue.consumer import Consumer
 from queueserve.queue.directory import announce
 from queueserve.queue.inspect import ModelView, Snapshot, WorkerView
+from queueserve.queue.producer import Limits, Producer
 from queueserve.status import render_table
 from queueserve.up_settings import up_settings
 from queueserve.welcome import Address, welcome
@@ -164,6 +165,9 @@ async def registered(functions, redis, keys):
 
 async def test_status_as_json_has_what_redis_has(run, functions, redis, keys, redis_url):
     await registered(functions, redis, keys)
+    producer = Producer(functions, keys, heartbeat_timeout=15, limits=Limits())
+    job = Job(id="j", pool="m", model="m", kind="completion")
+    await producer.submit(job, "api", new_api=True)
     # In a thread: the command starts an event loop of its own.
     done = await asyncio.to_thread(run, "status", "--json", env={"REDIS_URL": redis_url})
     [model] = json.loads(done.output)["models"]
@@ -175,7 +179,7 @@ async def test_status_as_json_has_what_redis_has(run, functions, redis, keys, re
         "skipped": 0,
         "depth": 0,
         "oldest_wait": 0.0,
-        "running": 0,
+        "running": 1,
     }
     assert 10 < worker.pop("ttl") <= 15
     assert worker == {
@@ -185,10 +189,10 @@ async def test_status_as_json_has_what_redis_has(run, functions, redis, keys, re
         "engine": "fake 1.0",
         "state": "ready",
         "slots": 2,
-        "running": 0,
+        "running": 1,
         "speed": 1.0,
-        "load": 0.5,
-        "jobs": [],
+        "load": 1.0,
+        "jobs": ["j"],
     }
 
 

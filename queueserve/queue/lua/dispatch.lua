@@ -28,15 +28,11 @@ end
 
 -- The only place that lets a worker take a job.
 local function offer_seat(root, seat)
-  local worker = seat.worker
-  if seat.slots then
-    redis.call('HSET', key(root, 'worker', worker), 'running', seat.running, 'turn', seat.turn)
-  end
   if seat.slots and seat.alive and seat.state == 'ready' and seat.running < seat.slots then
     local score = load_score(seat.running, seat.slots, seat.speed, seat.turn)
-    redis.call('ZADD', key(root, 'free'), score, worker)
+    redis.call('ZADD', key(root, 'free'), score, seat.worker)
   else
-    redis.call('ZREM', key(root, 'free'), worker)
+    redis.call('ZREM', key(root, 'free'), seat.worker)
   end
 end
 
@@ -123,7 +119,7 @@ local CARRIED = 16384 -- bytes of a body; a worker fetches a larger one
 -- What wakes a worker: a job's epoch and id and, unless it is large or goes on from somewhere, whose it is and
 -- its body, which saves the worker a fetch.
 local function hint(epoch, id, api, body, resume)
-  local named = int(epoch) .. ' ' .. id
+  local named = epoch .. ' ' .. id
   if resume or not body or #body > CARRIED then
     return named
   end
@@ -135,22 +131,22 @@ end
 local function assign(root, id, job, class, tag, seat, time, new, keep_ms)
   local worker, epoch = seat.worker
   epoch, seat.turn, tag = draw(root, class, tag, job.epoch, time)
-  local fields = new or {}
-  append(fields, 'state', 'running', 'epoch', epoch, 'worker', worker, 'started', time,
-    'attempts', job.attempts + 1, 'rank', class * CLASS + tag)
-  redis.call('HSET', key(root, 'job', id), unpack(fields))
+  local hash, digits = key(root, 'job', id), int(epoch)
+  redis.call('HSET', hash, 'state', 'running', 'epoch', digits, 'worker', worker, 'started', time,
+    'attempts', job.attempts + 1, 'rank', class * CLASS + tag, unpack(new or {}))
   if keep_ms then
-    redis.call('PEXPIRE', key(root, 'job', id), keep_ms)
+    redis.call('PEXPIRE', hash, keep_ms)
   end
   look_at(root, id, job.end_by, job.end_by, job.detached)
-  local added = redis.call('HSET', key(root, 'lease', worker), id, int(epoch))
+  local added = redis.call('HSET', key(root, 'lease', worker), id, digits)
   if seat.running == 0 then -- it is new; heartbeats renew it, and the inbox
     redis.call('PEXPIRE', key(root, 'lease', worker), DAY_MS)
   end
-  local told = hint(epoch, id, job.api, job.body, job.resume)
+  local told = hint(digits, id, job.api, job.body, job.resume)
   if redis.pcall('RPUSH', key(root, 'inbox', worker), told) == 1 then -- an error: the lease is what counts
     redis.call('PEXPIRE', key(root, 'inbox', worker), DAY_MS)
   end
+  redis.call('HSET', key(root, 'worker', worker), 'turn', seat.turn)
   seat.running = seat.running + added
   offer_seat(root, seat)
   return epoch, tag

@@ -14,7 +14,7 @@ end
 
 local function fair_charge(root, class, tenant, tag, cost, weight)
   local who = class .. ':' .. tenant
-  local charge = math.min(math.max(2, math.floor(cost / weight)), MAX_CHARGE)
+  local charge = math.min(math.max(2, math.floor(tonumber(cost) / tonumber(weight))), MAX_CHARGE)
   if redis.call('HSET', key(root, 'fair'), 'last:' .. who, tag + charge, 'tag:' .. who, tag) > 0 then
     redis.call('PEXPIRE', key(root, 'fair'), DAY_MS) -- it may be new; the reaper renews it
   end

@@ -6,8 +6,7 @@ local function close_job(root, id, api, state, result, keep_ms)
   local job = key(root, 'job', id)
   redis.pcall('SREM', key(root, 'by_api', api), id)
   redis.call('ZREM', key(root, 'due'), id)
-  redis.call('HDEL', job, 'body', 'resume', 'cancel')
-  redis.call('HSET', job, 'state', state, 'result', result)
+  redis.call('HSET', job, 'state', state, 'result', result, 'body', '', 'resume', '')
   redis.call('PEXPIRE', job, keep_ms or RESULT_MS)
 end
 

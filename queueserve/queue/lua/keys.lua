@@ -50,12 +50,6 @@ local function number(value, default)
   return found and math.abs(found) < 2 ^ 53 and found or default
 end
 
-local function append(list, ...)
-  for _, item in ipairs({ ... }) do
-    list[#list + 1] = item
-  end
-end
-
 -- One job or worker whose keys are not ours must not stop the others: what fails is counted, and given up by
 -- the caller. Returns whether it went well.
 local function attempt(root, name, work, ...)

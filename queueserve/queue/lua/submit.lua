@@ -49,7 +49,7 @@ local function attach(root, id, api, reader, digest, time)
   if fields[1] and fields[1] ~= digest then
     return standing(root, id, 'conflict')
   end
-  if fields[4] then -- its worker was asked to stop: nothing more will come of this run
+  if fields[4] and not FINAL[fields[3]] then -- its worker was asked to stop: nothing more will come of this run
     local found = standing(root, id, 'exists')
     found[2], found[6] = fields[4], result_of_stopped(fields[4])
     return found
@@ -80,18 +80,16 @@ end
 local function new_job(args, time)
   local wait, total = tonumber(args[11]), tonumber(args[12])
   local job = { epoch = 0, attempts = 0, api = args[2], tenant = args[8], class = tonumber(args[7]),
-    weight = tonumber(args[9]), cost = tonumber(args[10]), body = args[5],
+    weight = args[9], cost = args[10], body = args[5],
     queue_by = time + wait, end_by = time + total, keep_ms = math.ceil(total / 1000) + 5 * RESULT_MS }
   job.fields = { 'api', job.api, 'tenant', job.tenant, 'class', job.class, 'weight', job.weight, 'cost', job.cost,
     'submitted', time, 'queue_by', job.queue_by, 'end_by', job.end_by, 'grace_us', args[13],
     'orphan_us', args[3], 'max_attempts', args[14], 'digest', args[6], 'body', job.body,
-    'reader', args[20] or '' }
+    'light', args[19] or '', 'reader', args[20] or '' }
   if args[17] ~= '' then
     job.resume = args[17]
-    append(job.fields, 'resume', job.resume)
-  end
-  if args[19] == '1' then
-    append(job.fields, 'light', 1)
+    table.insert(job.fields, 'resume')
+    table.insert(job.fields, job.resume)
   end
   return job
 end

@@ -42,7 +42,7 @@ local function register(keys, args)
   local registration = key(root, 'worker', worker)
   touch(root, time, timeout)
   local reserved = redis.call('HEXISTS', key(root, 'reserved'), worker) == 1 -- when it had expired
-  redis.call('HSET', registration, 'slots', args[3], 'speed', args[4], 'running', 0, 'turn', 0,
+  redis.call('HSET', registration, 'slots', args[3], 'speed', args[4], 'turn', 0,
     'state', reserved and 'alone' or 'ready', unpack(args, 5))
   redis.call('PEXPIRE', registration, math.ceil(timeout / 1000))
   redis.call('ZADD', key(root, 'alive'), time + timeout, worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from queue_model import Model
-from queue_records import Order
+from queue_records import FINAL, Order
 from queue_remote import Remote
 
 from queueserve.queue.keys import PoolKeys
@@ -34,7 +34,7 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
             *(("ZRANGE", name, 0, -1) for name in (keys.free, keys.dead)),
             *(("HGETALL", name) for name in (keys.waiting, keys.reserved, keys.state)),
             *(("HGETALL", keys.lease(worker)) for worker in workers),
-            *(("HMGET", keys.worker(worker), "running", "state") for worker in workers),
+            *(("HGET", keys.worker(worker), "slots") for worker in workers),
             *(("SMEMBERS", keys.by_api(api)) for api in apis),
             *(("HMGET", keys.job(job), *_FIELDS) for job in jobs),
             ("KEYS", "*"),
@@ -58,7 +58,6 @@ def server_view(remote: Remote, model: Model) -> dict[str, Any]:
         "virtual": {int(k[2:]): int(v) for k, v in state.items() if k.startswith("V:")},
         "epoch": int(state.get("epoch", 0)),
         "leases": leases,
-        "running": {worker: int(row[0]) for worker, row in shown.items() if row[0] is not None},
         "by_api": {api: {job.decode() for job in next(answers)} for api in apis},
         "jobs": {job: _job(next(answers)) for job in jobs},
         "left behind": _left_behind(keys, next(answers), workers, apis),
@@ -79,18 +78,19 @@ def _left_behind(
 
 def _may_take(name: str, alive: dict[str, int], shown: dict[str, Any], now: int) -> bool:
     # The others are passed over, and taken out of the set, when their turn comes.
-    return alive.get(name, 0) > now and shown[name][0] is not None
+    return alive.get(name, 0) > now and shown[name] is not None
 
 
 def _job(row: list[Any]) -> dict[str, Any]:
     state, epoch, worker, attempts, api, cancel, detached = row
+    known = state and state.decode()
     return {
-        "state": state and state.decode(),
+        "state": known,
         "epoch": int(epoch or 0),
         "worker": (worker or b"").decode(),
         "attempts": int(attempts or 0),
         "api": (api or b"").decode(),
-        "cancel": cancel and cancel.decode(),
+        "cancel": cancel.decode() if cancel and known not in FINAL else None,  # an end may keep it
         "detached": detached and int(detached),
     }
 
@@ -108,7 +108,6 @@ def model_view(model: Model) -> dict[str, Any]:
         }
         for worker in model.workers
     }
-    registered = [name for name, worker in model.workers.items() if worker.registered]
     return {
         "queue": _ranked(model, model.queue()),
         "alone": _ranked(model, model.suspects()),
@@ -122,7 +121,6 @@ def model_view(model: Model) -> dict[str, Any]:
         "virtual": model.virtual,
         "epoch": model.epoch,
         "leases": leases,
-        "running": {worker: len(leases[worker]) for worker in registered},
         "by_api": model.by_api,
         "jobs": {
             name: {field: getattr(job, field) for field in _FIELDS}

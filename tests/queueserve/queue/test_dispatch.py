@@ -153,21 +153,6 @@ async def test_a_draining_worker_gets_nothing(pool):
     assert await pool.queued() == ["k2"]
 
 
-async def test_the_shown_number_of_running_jobs_is_the_number_of_leases(pool):
-    async def shown():
-        return await pool.redis.hget(pool.keys.worker("w"), "running")
-
-    await pool.register("w", slots=3)
-    assert await shown() == b"0"
-    await pool.submit("j1")
-    await pool.submit("j2")
-    assert await shown() == b"2"
-    await pool.finish("w", "j1")
-    assert await shown() == b"1"
-    await pool.register("w", slots=3)  # said twice
-    assert await shown() == b"1"
-
-
 async def test_loads_keep_their_digits_after_very_many_turns(pool):
     await pool.redis.hset(pool.keys.state, "turn", 2**30 - 3)
     await pool.register("w1", "w2")

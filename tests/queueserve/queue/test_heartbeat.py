@@ -17,7 +17,6 @@ async def test_a_registration_is_there_for_people_and_lives_as_long_as_its_heart
     assert shown == {
         b"slots": b"2",
         b"speed": b"1.0",
-        b"running": b"0",
         b"turn": b"0",
         b"state": b"ready",
         b"engine": b"fake",
@@ -114,7 +113,6 @@ async def test_a_worker_whose_registration_key_has_expired_registers_again_and_k
     beat = await pool.beat("w")
     assert (beat.verdict, set(beat.leases)) == ("register", {"j"})
     await pool.register("w", slots=2)
-    assert await pool.redis.hget(pool.keys.worker("w"), "running") == b"1"
     await pool.submit("k")
     await pool.submit("l")
     assert await pool.leases("w") == {"j", "k"}

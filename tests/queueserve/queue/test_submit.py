@@ -51,6 +51,22 @@ async def test_a_job_that_need_not_wait_leaves_the_queue_s_keys_alone(pool):
     }
 
 
+@pytest.mark.parametrize("place", ["queue", "alone"])
+async def test_a_newcomer_passes_nobody_who_waits_although_a_slot_is_free(pool, place):
+    await pool.register("w")
+    await pool.submit("runs")
+    await pool.submit("waits")
+    # A function that died in the middle: the slot is free, and nobody was dispatched to it.
+    await pool.redis.zrem(pool.keys.queue, "waits")
+    await pool.redis.zadd(getattr(pool.keys, place), {"waits": 0})
+    await pool.redis.hdel(pool.keys.lease("w"), "runs")
+    await pool.redis.zadd(pool.keys.free, {"w": 1})
+    assert (await pool.submit("new")).state == "queued"
+    await pool.reap()
+    assert await pool.worker_of("waits") == "w"
+    assert await pool.queued() == ["new"]
+
+
 async def test_what_the_worker_fetches_is_what_was_submitted(pool):
     await pool.register("w")
     own = {"prompt": "Grüße 🙂", "priority": 3, "tenant": "a:b c"}
