@@ -18,24 +18,23 @@ from workers.engines.loading import in_daemon_thread, leave_a_core
 from workers.engines.pooling import GeneratesNothing, Pair
 
 if TYPE_CHECKING:
+    from workers.engines.encoder_batches import Bounds
     from workers.engines.transformers_encoder import Encoder
 
-_SLOTS = 8  # jobs at once: the more, the better texts of one length come together
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
-_ON_CPU = {"most_items": 64, "most_tokens": 4096}
-_ON_GPU = {"most_items": 512, "most_tokens": 65_536}
 
 
 class _EncoderEngine(GeneratesNothing):
     """Satisfies `workers.engines.base.Engine`, but it generates nothing.
 
-    `model_path` is a directory or a hub id.
+    `model_path` is a directory or a hub id. By default `slots` are what fills a batch.
     """
 
     scores: bool
     tasks: tuple[JobKind, ...]
     info: EngineInfo
     tokenizer: Tokenizer
+    _bounds: Bounds  # once it is loaded
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class _EncoderEngine(GeneratesNothing):
         threads: int | None = None,
     ) -> None:
         self._model_path = model_path
-        self._slots = slots or _SLOTS
+        self._slots = slots
         self._context_length = context_length
         self._dtype = dtype
         self._device = device
@@ -67,11 +66,12 @@ class _EncoderEngine(GeneratesNothing):
         """Satisfies `workers.engines.base.Engine`."""
         self._sink = sink
         await in_daemon_thread(self._load)
-        encoder = self._loaded
+        encoder, bounds = self._loaded, self._bounds
         self._batcher = LengthBatcher[Any, Any](
             encoder.score if self.scores else encoder.embed,
             length=_length,
-            **(_ON_GPU if encoder.on_gpu else _ON_CPU),
+            most_items=bounds.items,
+            most_tokens=bounds.tokens,
         )
 
     def _load(self) -> None:
@@ -79,6 +79,7 @@ class _EncoderEngine(GeneratesNothing):
             import torch  # noqa: PLC0415
             import transformers  # noqa: PLC0415
 
+            from workers.engines.encoder_batches import bounds_of  # noqa: PLC0415
             from workers.engines.transformers_encoder import load_encoder  # noqa: PLC0415
             from workers.engines.transformers_placement import device_of  # noqa: PLC0415
         except ImportError as error:
@@ -104,13 +105,14 @@ class _EncoderEngine(GeneratesNothing):
         except Exception as error:  # transformers, torch and safetensors raise what they like
             raise EngineError(f"transformers cannot load {self._model_path}: {error}") from error
         self._encoder = encoder
+        self._bounds = bounds_of(encoder.model, encoder.context)
         self.tokenizer = encoder.tokenizer
         self.info = EngineInfo(
             engine="transformers",
             version=transformers.__version__,
             fingerprint=encoder.fingerprint,
             context_length=encoder.context,
-            slots=self._slots,
+            slots=self._slots or self._bounds.slots,
             tasks=self.tasks,
         )
 

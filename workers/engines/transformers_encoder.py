@@ -45,11 +45,6 @@ class Encoder:
         return int(self.model.config.hidden_size)
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether it runs elsewhere than on the CPU."""
-        return bool(self.model.device.type != "cpu")
-
-    @property
     def vocabulary(self) -> int:
         """How many tokens the model knows: ids are below it."""
         return int(self.model.config.vocab_size)

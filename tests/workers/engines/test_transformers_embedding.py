@@ -76,6 +76,31 @@ async def test_a_batch_of_many_lengths_gives_what_each_gives_alone(engine):
         assert math.hypot(*alone) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("threads, slots", [(1, 16), (2, 32), (9, 64)])
+async def test_jobs_at_once_are_what_fills_a_batch(minilm, threads, slots):
+    before = torch.get_num_threads()
+    try:
+        made = EmbeddingEngine(minilm, threads=threads)
+        await made.start(lambda outputs: None)
+        assert made.info.slots == slots
+        await made.close()
+    finally:
+        torch.set_num_threads(before)
+
+
+async def test_a_batch_is_no_larger_than_the_memory_of_a_container_holds(minilm, control_groups):
+    token = (8 * 384 + 1536 + 12 * 256) * 4  # bytes
+    control_groups(["0::/pod/box"], {"pod/memory.max": 8 * 100 * token})
+    made = EmbeddingEngine(minilm, threads=1, slots=3)
+    await made.start(lambda outputs: None)
+    assert made.info.slots == 3
+    await made.embed([tuple(range(1000, 1020))] * 10)
+    assert made.steps == 2  # of 100 tokens each
+    [vector] = await made.embed([tuple(range(1000, 1150))])
+    assert len(vector) == made.dimensions
+    await made.close()
+
+
 async def test_a_token_that_the_model_lacks_is_refused_and_nothing_else(engine):
     good, bad = await asyncio.gather(
         engine.embed([(101, 102)]), engine.embed([(101, 30522)]), return_exceptions=True
