@@ -24,8 +24,9 @@ class TransformersEngine(BatchedEngine):
     """Satisfies `workers.engines.base.Engine`.
 
     `model_path` is a directory, a hub id, or a GGUF file, which is converted once into `cache_dir`.
-    By default `slots` is 8 on a CPU and 32 on a GPU, and `context_length` the model's own, or what
-    the memory holds. How exactly, and where, the weights are held is said as in `Weights`.
+    By default `slots` is 8 for each thread on a CPU and 32 on a GPU, and `context_length` the
+    model's own, or what the memory holds. How exactly, and where, the weights are held is said as
+    in `Weights`.
     """
 
     def __init__(

@@ -408,6 +408,21 @@ async def test_slots_are_no_more_than_the_cache_has_room_for(
     await run.engine.close()
 
 
+@pytest.mark.parametrize("threads, slots", [(1, 8), (3, 24), (9, 32)])
+async def test_slots_are_what_the_threads_compute_well_together(
+    make_run, tiny_llama, monkeypatch, threads, slots
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))  # else the engine sets its own
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        run = await make_run(engine_on(tiny_llama, slots=None)).start()
+        assert run.engine.info.slots == slots
+        await run.engine.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 # Models as they are on the hub.
 
 
