@@ -7,7 +7,7 @@ local function note(...)
 end
 
 local plain_enqueue, plain_assign = enqueue, assign
-local plain_end_job, plain_finish, plain_orphan = end_job, finish, orphan
+local plain_close_job, plain_finish, plain_orphan = close_job, finish, orphan
 
 enqueue = function(root, id, tenant, rank)
   if redis.call('HGET', key(root, 'job', id), 'epoch') == '0' then
@@ -16,19 +16,23 @@ enqueue = function(root, id, tenant, rank)
   return plain_enqueue(root, id, tenant, rank)
 end
 
--- `by`: what put the job into the queue this time.
-assign = function(root, id, rank, worker, time)
-  local job = key(root, 'job', id)
-  local before = redis.call('HMGET', job, 'epoch', 'resumed')
-  plain_assign(root, id, rank, worker, time)
-  local by = before[1] == '0' and 'submit' or before[1] == before[2] and 'resume' or 'nobody'
-  note('dispatch', id, redis.call('HGET', job, 'epoch'), worker, by)
+-- `by`: what brought the job here this time. One that has not waited is not written yet.
+assign = function(root, id, job, class, tag, seat, time, ...)
+  local before = redis.call('HMGET', key(root, 'job', id), 'epoch', 'resumed')
+  if not before[1] then
+    note('submit', id)
+  end
+  local epoch, given = plain_assign(root, id, job, class, tag, seat, time, ...)
+  local first = not before[1] or before[1] == '0'
+  local by = first and 'submit' or before[1] == before[2] and 'resume' or 'nobody'
+  note('dispatch', id, redis.call('HGET', key(root, 'job', id), 'epoch'), seat.worker, by)
+  return epoch, given
 end
 
-end_job = function(root, id, state, result)
+close_job = function(root, id, api, state, ...)
   local fields = redis.call('HMGET', key(root, 'job', id), 'state', 'epoch', 'worker')
   note('end', id, state, fields[1], fields[2], fields[3])
-  return plain_end_job(root, id, state, result)
+  return plain_close_job(root, id, api, state, ...)
 end
 
 finish = function(keys, args)
