@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 LOADED = 270.0  # seconds, on a busy machine
 HELLO = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+STORY = [{"role": "user", "content": "Tell me a story."}]  # of which a draw tells another one
 MODEL = "smol"
 LONG = 440  # tokens of an answer that is not waited for
 
@@ -116,9 +117,10 @@ STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 @pytest.mark.parametrize(
     "own",
     [
-        {"temperature": 0, "max_tokens": 24},
+        {"temperature": 0, "max_tokens": 24, "messages": STORY},
         {"temperature": 0.9, "seed": 7, "max_tokens": 24},
-        {"temperature": 0, "max_tokens": 24, "extra_body": {"min_tokens": 20, "top_k": 5}},
+        {"temperature": 0, "max_tokens": 24, "extra_body": {"min_tokens": 20}},
+        {"temperature": 2, "seed": 3, "max_tokens": 24, "extra_body": {"top_k": 2}},
         {"extra_body": {"structured_outputs": {"regex": "[ab]{12}"}}, "max_tokens": 24, "seed": 1},
     ],
 )
