@@ -43,7 +43,7 @@ def bounds_of(model: Model, context: int) -> Bounds:
 def _memory(device: torch.device) -> float:
     """Bytes for what a batch needs while it is computed."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * _GPU_SHARE
+        return float(torch.cuda.mem_get_info(device)[0]) * _GPU_SHARE
     return machine.memory() * _CPU_SHARE
 
 
