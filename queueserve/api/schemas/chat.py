@@ -102,8 +102,9 @@ class Message(Schema):
     @property
     def images(self) -> list[ImagePart]:
         """The images among the parts."""
-        parts = self.content if isinstance(self.content, list) else ()
-        return [part for part in parts if isinstance(part, ImagePart)]
+        if not isinstance(self.content, list):
+            return []
+        return [part for part in self.content if isinstance(part, ImagePart)]
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
