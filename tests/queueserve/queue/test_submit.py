@@ -113,6 +113,14 @@ async def test_a_result_of_a_newer_worker_is_read_without_what_is_not_known_here
     assert (await pool.submit("j")).result == Result("hi", (1, 2), "stop", 5, 0)
 
 
+async def test_a_job_that_was_done_before_it_heard_of_its_cancel_is_done(pool):
+    await pool.register("w")
+    await pool.submit("j")
+    assert await pool.cancel("j") == "running"
+    await pool.finish("w", "j")
+    assert (await pool.submit("j")).state == "done"
+
+
 async def test_another_body_under_the_same_id_is_a_conflict(pool):
     await pool.submit("j", prompt="one")
     with pytest.raises(IdempotencyConflictError):
