@@ -121,7 +121,8 @@ class _App(FastAPI):
     def ask_for_telemetry(self) -> None:
         """See whether OpenTelemetry is set up: then all goes FastAPI's way, which knows how."""
         own = getattr(self, "_native_telemetry", None)  # vLLM wants a FastAPI without it
-        self._traced = own is not None and own.enabled()
+        added = getattr(self, "_is_instrumented_by_opentelemetry", False)  # what its package says
+        self._traced = added or (own is not None and own.enabled())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import httpx
 import pytest
 from opentelemetry import trace
 
@@ -93,6 +94,30 @@ async def test_where_opentelemetry_is_set_up_a_request_has_its_span(hand, open_a
     async with open_app(ApiSettings(), hand.plane) as client:
         await client.post(CHAT, content=b"{}", headers={"content-type": SHORT})
     assert [span.name for span in provider.spans] == [f"POST {CHAT}"]
+
+
+async def test_where_opentelemetrys_package_surrounds_fastapi_a_request_goes_through_it(hand):
+    app = create_app(ApiSettings(), open_plane=hand.plane)
+    app._is_instrumented_by_opentelemetry = True
+    seen = []
+
+    def surrounded(stack):
+        async def watched(scope, receive, send):
+            seen.append(scope["path"])
+            await stack(scope, receive, send)
+
+        return watched
+
+    async with app.router.lifespan_context(app) as state:
+        app.middleware_stack = surrounded(app.build_middleware_stack())
+
+        async def with_state(scope, receive, send):
+            await app(scope | {"state": dict(state)}, receive, send)
+
+        transport = httpx.ASGITransport(with_state)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.post(CHAT, content=b"{}", headers={"content-type": SHORT})
+    assert (answer.status_code, seen) == (400, [CHAT])
 
 
 async def test_another_method_is_refused_by_the_long_way(http):
