@@ -1,5 +1,7 @@
 """What crosses a process, as frozen data; `queueserve.encoding` says how it is written.
 
+Of a job only what differs from the defaults is written, so they are a part of the protocol.
+
 A `Job` goes from an API server through Redis to a worker, `Event`s come back.
 
 `seq` counts the job's output tokens and `pos` its output characters *before* this event; both go on
@@ -10,10 +12,10 @@ text, has no output before its end, which is one event, `answered`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct, field
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 JobKind: TypeAlias = Literal["chat", "completion", "embed", "score", "tokenize", "detokenize"]
@@ -21,13 +23,15 @@ LIGHT_KINDS: frozenset[JobKind] = frozenset({"tokenize", "detokenize"})
 """Jobs that need the tokenizer and not the engine: they do not wait for a slot."""
 ConstraintKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 
+LOWEST = -9999.0
+"""Stands for the logarithm of 0, as in OpenAI's answers."""
+
 CLASSES = 16
 """Priority classes: 0 goes first, 15 last."""
 DEFAULT_CLASS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How tokens are drawn. The API server always sets `seed`, so a continuation can repeat it."""
 
     max_tokens: int | None = None  # None: as many as the context has room for
@@ -50,8 +54,7 @@ class Sampling:
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(Struct, frozen=True):
     """What the output must match; the engine allows only tokens that keep to it.
 
     `value` is the JSON text of a schema, a regular expression that the whole output matches, the
@@ -64,8 +67,7 @@ class Constraint:
     param: str = "response_format"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Continuation:
+class Continuation(Struct, frozen=True, kw_only=True):
     """Where an interrupted job goes on: all that another worker needs to pick it up exactly."""
 
     tokens: tuple[int, ...]  # output tokens the API server has received
@@ -74,8 +76,7 @@ class Continuation:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class Inputs(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a job that answers with data works on; its answer has a row for each item."""
 
     items: tuple[str | tuple[int, ...], ...] = ()  # texts or token ids
@@ -87,8 +88,7 @@ class Inputs:
     add_special: bool = True  # kind "tokenize": with the special tokens around a plain prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence to generate, or one batch of inputs to answer with data.
 
     A request with n = 2, or with two prompts, is two jobs.
@@ -118,17 +118,25 @@ class Job:
     request: str = ""  # digest of the body, if a retry may attach: it holds n, too
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """The log-probability of the token drawn, and of the most likely ones, before any sampling."""
+class Row(Struct, frozen=True, array_like=True, gc=False):
+    """Written as an array, with its kind first if it has one.
+
+    None is part of a cycle, so the garbage collector need not know them.
+    """
+
+
+class TokenLogprob(Row, frozen=True):
+    """The log-probability of the token drawn, and of the most likely ones, before any sampling.
+
+    On the wire each is at least LOWEST, as JSON has no infinity.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
     pieces: tuple[bytes, ...] = ()  # of the token and of those in `top`; the worker adds them
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Row, frozen=True):
     """What a prompt has become, for a reader that shows it (`Job.show_prompt`)."""
 
     tokens: tuple[int, ...]
@@ -136,8 +144,7 @@ class Prompt:
     logprobs: tuple[TokenLogprob | None, ...] | None = None  # one per token; the first has none
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Row, frozen=True, tag="started"):
     """A worker has accepted the job: the prompt fits, tokens will follow."""
 
     job: str
@@ -151,7 +158,7 @@ class Started:
     prompt: Prompt | None = None
 
 
-class Delta(NamedTuple):  # made and read once per token: half the time of a frozen dataclass
+class Delta(Row, frozen=True, tag="delta"):
     """New output. `text` may be empty while a character or a stop string is incomplete."""
 
     job: str
@@ -163,12 +170,7 @@ class Delta(NamedTuple):  # made and read once per token: half the time of a fro
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-make_delta: Callable[[Iterable[Any]], Delta] = partial(tuple.__new__, Delta)
-"""A Delta of its members in a tuple; its own constructor is a function around this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Row, frozen=True, tag="progress"):
     """Sent every second for each live job, so that a lost tail shows as a gap."""
 
     job: str
@@ -177,8 +179,7 @@ class Progress:
     pos: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Row, frozen=True, tag="finished"):
     """The end of the output; `text` is what was still held back. `seq` is the number of tokens."""
 
     job: str
@@ -191,8 +192,7 @@ class Finished:
     prompt_tokens: int | None = None  # where only the end tells: Started said 0
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Row, frozen=True, tag="answered"):
     """The whole answer of a job that answers with data: a row for each item, in their order.
 
     A row is, by the job's kind: "embed": base64 of the vector as little-endian float32; "score": a
@@ -205,8 +205,7 @@ class Answered:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Row, frozen=True, tag="failed"):
     """The end without an answer, for the reason that `code` names (`queueserve.errors`)."""
 
     job: str
@@ -216,8 +215,7 @@ class Failed:
     param: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Orphaned:
+class Orphaned(Row, frozen=True, tag="orphaned"):
     """The job's worker is gone; the reader must resume the job under this epoch, or lose it."""
 
     job: str
@@ -227,8 +225,7 @@ class Orphaned:
 Event: TypeAlias = Started | Delta | Progress | Finished | Answered | Failed | Orphaned
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
+class ModelCard(Struct, frozen=True, kw_only=True):
     """What a model name stands for, as `qs:{pool}:cards` keeps it."""
 
     name: str

@@ -7,8 +7,9 @@ import base64
 import math
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from operator import mul
+
+from msgspec.structs import replace
 
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError
 from queueserve.protocol import Answered, Event, Inputs, Job, Started

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from queueserve.protocol import Job, Sampling
 
@@ -34,4 +35,4 @@ def recommended(directory: Path) -> Defaults:
 def with_defaults(job: Job, defaults: Defaults) -> Sampling:
     """The job's sampling, with the model's defaults for what its client has not set."""
     left_open = {name: value for name, value in defaults.items() if name in job.unset}
-    return replace(job.sampling, **left_open)  # type: ignore[arg-type]
+    return replace(job.sampling, **left_open)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
 from queueserve.protocol import Job

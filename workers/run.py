@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from queueserve.errors import WorkerLostError
 from queueserve.protocol import (
+    LOWEST,
     Continuation,
     Delta,
     Finished,
@@ -14,7 +15,6 @@ from queueserve.protocol import (
     Prompt,
     Started,
     TokenLogprob,
-    make_delta,
 )
 from queueserve.queue.consumer import Assignment, Consumer
 from queueserve.queue.producer import Result
@@ -123,7 +123,8 @@ class Run:
 
     def _spelt(self, token: int, one: TokenLogprob) -> TokenLogprob:
         tokens = (token, *(other for other, _ in one.top))
-        return TokenLogprob(one.logprob, one.top, tuple(map(self._piece, tokens)))
+        top = tuple((other, _finite(value)) for other, value in one.top)
+        return TokenLogprob(_finite(one.logprob), top, tuple(map(self._piece, tokens)))
 
     def delta(self, *, at_least: int = 1) -> Delta | None:
         """What is new since the last one; None if there are fewer than `at_least` new tokens."""
@@ -143,8 +144,7 @@ class Run:
             text = self.text[pos:]
         # A continued run has logprobs for its own tokens only, which are the last ones.
         logprobs = tuple(self._logprobs[-new:]) if len(self._logprobs) >= new > 0 else None
-        row = (self.id, self.epoch, seq, pos, text, tuple(self.tokens[seq:]), logprobs)
-        return make_delta(row)
+        return Delta(self.id, self.epoch, seq, pos, text, tuple(self.tokens[seq:]), logprobs)
 
     def progress(self) -> Progress:
         """How far the published output goes."""
@@ -184,3 +184,7 @@ class Run:
         if text:
             self._at_start = False
         return text.removeprefix(" ")
+
+
+def _finite(value: float) -> float:
+    return max(LOWEST, value)  # also for what is no number

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
+
+from msgspec.structs import replace
 
 from queueserve.api.constraints import constraint_of
 from queueserve.api.conversation import carried

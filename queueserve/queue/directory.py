@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from queueserve.encoding import MAX_CARD, decode_card, encode

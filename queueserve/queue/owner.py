@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Self
 
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from queueserve.errors import (

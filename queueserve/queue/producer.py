@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import orjson
+from msgspec import Struct
 
-from queueserve.encoding import encode, known_fields, typed
+from queueserve.encoding import encode
 from queueserve.errors import (
     IdempotencyConflictError,
     ProtocolError,
@@ -32,8 +34,7 @@ MAX_ATTEMPTS = 3
 _US = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """The whole output of a job that is done."""
 
     text: str
@@ -45,8 +46,7 @@ class Result:
     fingerprint: str = ""  # of the engine that wrote it
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The rows of a job that answers with data (`protocol.Answered` says what they are)."""
 
     rows: tuple[Any, ...]
@@ -92,7 +92,7 @@ class Limits:
 
 def encode_result(result: Result | Answer) -> bytes:
     """What `finish` stores of a job that is done."""
-    return orjson.dumps(result)
+    return msgspec.json.encode(result)
 
 
 def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError | None]:
@@ -103,10 +103,9 @@ def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError
         if "error" in data:
             error = data["error"]
             return None, from_code(error["code"], error["message"], error.get("param"))
-        if "rows" in data:
-            return typed(Answer(tuple(data["rows"]), data["prompt_tokens"])), None
-        return typed(Result(**known_fields(Result, data))), None
-    except (ValueError, TypeError, KeyError) as error:
+        kind: type[Answer | Result] = Answer if "rows" in data else Result
+        return msgspec.convert(data, kind), None
+    except (ValueError, TypeError, KeyError, msgspec.ValidationError) as error:
         raise ProtocolError(f"not a result: {error}") from error
 
 

@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from typing import Self
+
+from msgspec.structs import replace
 
 from queueserve.errors import CancelledJobError, QueueServeError, WorkerLostError, from_code
 from queueserve.protocol import (
@@ -241,7 +242,8 @@ class JobStream:
                 return Need.NOTHING
             if skip >= len(event.tokens):
                 return Need.NOTHING
-            event = event._replace(
+            event = replace(
+                event,
                 seq=have,
                 pos=self.chars,
                 tokens=event.tokens[skip:],

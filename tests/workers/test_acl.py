@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import redis as sync_redis
+from msgspec.structs import replace
 
 from queueserve.dead import forget
 from queueserve.dead import read as read_dead
@@ -146,8 +146,8 @@ async def responses_and_orders(server) -> None:
         where = {"redis_url": server.url("queueserve-api"), "ttl": 60, "limit": 300}
         store = ResponseStore(Functions(api), KEYS, **where)
         for name in ("r1", "r2", "r3"):
-            made = StoredResponse(id=name, status="queued", response="{}", input="[]", pool="m")
-            await store.create("t", replace(made, digest="d" * 100))
+            told = {"response": "{}", "input": "[]", "pool": "m", "digest": "d" * 100}
+            await store.create("t", StoredResponse(id=name, status="queued", **told))
         await store.write("t", "r3", frames=[b"frame"])
         async with store.log("t", "r3") as log:
             assert (await log.after(-1, wait=1)).frames == (b"frame",)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from queueserve.encoding import MAX_CARD, MAX_MESSAGE, encode
 from queueserve.errors import ContextLengthExceededError

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import replace
 
 import pytest
 
+from queueserve.encoding import decode_events, encode_events
 from queueserve.errors import EngineError, InvalidRequestError
-from queueserve.protocol import Constraint, Job
+from queueserve.protocol import LOWEST, Constraint, Job, TokenLogprob
 from queueserve.queue.consumer import Assignment
 from workers.engines.base import Output
 from workers.engines.fake import FakeEngine
@@ -113,16 +115,27 @@ async def test_one_bad_sequence_does_not_disturb_the_others(house, read):
     assert (await read(await plane.owner.open(house.job())))[:2] == answers[0][:2]
 
 
-def test_the_last_token_can_be_sent_again_after_all_of_them_were():
-    job = Job(id="j", pool="m", model="m", kind="chat")
-    run = Run(
-        Assignment(job, 1, "api", None, cancelled=False),
+def new_run():
+    return Run(
+        Assignment(Job(id="j", pool="m", model="m", kind="chat"), 1, "api", None, cancelled=False),
         None,
         prompt=(1,),
         prompt_hash="",
         detokenizer=FakeTokenizer().detokenizer(),
         piece=FakeTokenizer().piece,
     )
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, -1e9])
+def test_a_token_that_cannot_come_has_a_finite_logprob(value):
+    run = new_run()
+    run.feed((72,), (TokenLogprob(value, ((73, value),)),))
+    (read,) = decode_events(encode_events([run.delta()]))
+    assert read.logprobs == (TokenLogprob(LOWEST, ((73, LOWEST),), (b"H", b"I")),)
+
+
+def test_the_last_token_can_be_sent_again_after_all_of_them_were():
+    run = new_run()
     run.feed(tuple(WORDS[:4]), None)
     last = run.since(3)
     assert run.since(0).text.endswith(last.text)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from queueserve.errors import QueueServeError, RedisConfigurationError
 from queueserve.protocol import Delta, Finished

@@ -6,7 +6,6 @@ know, and an option that is ignored in silence is a wrong answer.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -67,7 +66,7 @@ def _sampling(job: Job) -> dict[str, Any]:
         )
     told: dict[str, Any] = {"seed": job.sampling.seed}
     always = ("temperature", "top_p")  # their defaults elsewhere may be others
-    for name in (part.name for part in fields(Sampling)):
+    for name in Sampling.__struct_fields__:
         value = getattr(job.sampling, name)
         if name not in job.unset and (name in always or value != getattr(_DEFAULTS, name)):
             told[name] = value

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fastapi import APIRouter, Request, Response
+from msgspec.structs import replace
 
 from queueserve.api.answers import StreamAnswer, WholeAnswer
 from queueserve.api.data import DataAnswer

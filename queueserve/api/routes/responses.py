@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
+from msgspec.structs import replace
 
 from queueserve.api.answers import Keep, StreamAnswer, WholeAnswer
 from queueserve.api.background import Work

@@ -248,12 +248,6 @@ def test_logprobs_and_prompts_cross_the_process_whole(told, scored):
     assert decode_events(encode_events(events)) == events
 
 
-def test_a_token_that_cannot_come_has_a_finite_logprob():
-    never = TokenLogprob(-math.inf, ((5, -math.inf),), (b"a", b"b"))
-    (read,) = decode_events(encode_events([Delta("j", 1, 0, 0, "a", (4,), (never,))]))
-    assert read.logprobs == (TokenLogprob(-9999.0, ((5, -9999.0),), (b"a", b"b")),)
-
-
 def test_events_of_an_older_worker_are_read():
     old = (
         b'[["started","j",1,0,3,0,"hash","fp","w"],["delta","j",1,0,0,"x",[5],[[-0.5,[[5,-0.5]]]]]]'

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json as text
-from dataclasses import replace
 from typing import get_args
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from queueserve.encoding import encode
 from queueserve.protocol import Answered, JobKind

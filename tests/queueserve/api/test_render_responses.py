@@ -7,6 +7,7 @@ import json
 import pytest
 from answer_texts import batches, call, events, frames_of, parser
 from hypothesis import given
+from msgspec.structs import replace
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
@@ -136,7 +137,7 @@ def with_logprobs(made):
             if isinstance(event, Delta):
                 own = event.text.encode()
                 told = (TokenLogprob(-0.5, ((1, -0.5),), (own, own)),)
-                batch[at] = event._replace(logprobs=told)
+                batch[at] = replace(event, logprobs=told)
     return made
 
 

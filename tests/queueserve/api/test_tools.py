@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import replace
 
 import openai
 import pytest
+from msgspec.structs import replace
 
 from queueserve.api.jobs import Identity, chat_jobs
 from queueserve.api.parsers import CALLS

@@ -1,9 +1,9 @@
 import asyncio
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError
 from queueserve.protocol import Sampling
