@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from queueserve.protocol import Delta, Prompt, TokenLogprob
-
-_LOWEST = -9999.0  # OpenAI's own stand-in for the logarithm of 0, which JSON cannot write
+from queueserve.protocol import LOWEST, Delta, Prompt, TokenLogprob
 
 
 def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def _entry(one: TokenLogprob) -> dict[str, Any]:
 
 def _member(piece: bytes, value: float) -> dict[str, Any]:
     text = piece.decode(errors="replace")
-    return {"token": text, "logprob": max(value, _LOWEST), "bytes": list(piece)}
+    return {"token": text, "logprob": max(value, LOWEST), "bytes": list(piece)}
 
 
 def text_logprobs(delta: Delta, *, base: int) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def _text_object(
 ) -> dict[str, Any]:
     return {
         "tokens": [_name(piece) for piece in pieces],
-        "token_logprobs": [one and max(one.logprob, _LOWEST) for one in logprobs],
+        "token_logprobs": [one and max(one.logprob, LOWEST) for one in logprobs],
         "top_logprobs": [one and _by_name(one) for one in logprobs],
         "text_offset": offsets,
     }
@@ -59,7 +57,7 @@ def _by_name(one: TokenLogprob) -> dict[str, float]:
     values = chain((value for _, value in one.top), (one.logprob,))
     own, *others = one.pieces
     names = map(_name, (*others, own))
-    return {name: max(value, _LOWEST) for name, value in zip(names, values, strict=True)}
+    return {name: max(value, LOWEST) for name, value in zip(names, values, strict=True)}
 
 
 def _name(piece: bytes) -> str:

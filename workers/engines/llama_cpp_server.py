@@ -22,7 +22,7 @@ from queueserve.errors import (
     InvalidRequestError,
     QueueServeError,
 )
-from queueserve.protocol import TokenLogprob
+from queueserve.protocol import LOWEST, TokenLogprob
 from workers.engines import gguf_header
 from workers.engines import llama_cpp_requests as requests
 from workers.engines import llama_cpp_sizing as sizing
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _HINT = "pip install 'queueserve[llama-cpp]'"
 _ERRORS_ONLY, _EVERYTHING = 1, 5  # llama.cpp's levels of verbosity
-_LOWEST = -9999.0  # what stands for the logarithm of 0
 # Tokens of prompts in one step. A step is how long others wait for their next token, and an abort
 # for its slot; on a CPU a larger one is not faster.
 _CPU_BATCH, _GPU_BATCH = 128, 512
@@ -263,8 +262,8 @@ def _data(text: str, probabilities: list[dict[str, Any]]) -> bytes | None:
 
 
 def _logprob(entry: dict[str, Any]) -> TokenLogprob:
-    top = tuple((one["id"], max(_LOWEST, one["logprob"])) for one in entry["top_logprobs"])
-    return TokenLogprob(max(_LOWEST, entry["logprob"]), top)
+    top = tuple((one["id"], max(LOWEST, one["logprob"])) for one in entry["top_logprobs"])
+    return TokenLogprob(max(LOWEST, entry["logprob"]), top)
 
 
 def _error(error: dict[str, Any]) -> QueueServeError:
