@@ -15,7 +15,7 @@ import httpx
 import pytest
 from api_fields import ROWS, request
 from api_table import COLUMNS, VECTORS, Cells
-from first_layer import write_first_layer
+from gguf_copies import write_first_layer
 
 from queueserve.api.app import create_app
 from queueserve.settings import ApiSettings

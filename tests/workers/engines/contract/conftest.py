@@ -5,13 +5,14 @@ from importlib.util import find_spec
 
 import pytest
 import pytest_asyncio
+from gguf_copies import write_in_float32
 
 from workers.engines.fake import FakeEngine
 from workers.engines.fake_faults import FaultyEngine
 
 # Two tokens whose log-probabilities are this close may change places.
 NEAR = 1e-3  # in float32
-NEAR_ON_A_GPU = 0.1  # vLLM and SGLang in bfloat16, llama.cpp with float16 inside attention
+NEAR_ON_A_GPU = 0.1  # vLLM and SGLang in bfloat16, llama.cpp with a float16 cache
 
 
 @dataclasses.dataclass
@@ -24,6 +25,7 @@ class Subject:
     truncates: bool = True  # top_k, top_p and min_p bear on the draw
     cuts_by_min_p: bool = True  # else it refuses min_p
     repeats_draws: bool = True  # a drawn sequence goes on exactly elsewhere, not a greedy one only
+    draws_alike_beside_others: bool = True  # else the shape of a batch shows in what is drawn
     continues_constraints: bool = True  # also in the middle of an output
     binds_length: bool = True  # takes min_tokens beside a constraint
     near: float = NEAR
@@ -54,14 +56,29 @@ async def faulty(make_run):
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def llama_cpp(make_run, smollm2_gguf):
+async def llama_cpp(make_run, smollm2_gguf, tmp_path_factory):
+    """On a GPU with weights in float32: its kernels for quantised ones round by the batch's shape.
+
+    By more than a near tie, so nothing could be said of ours. `test_llama_cpp.py` has them.
+    """
     from workers.engines.llama_cpp import LlamaCppEngine  # noqa: PLC0415
 
-    engine = LlamaCppEngine(str(smollm2_gguf), slots=4, context_length=256)
+    engine = LlamaCppEngine(smollm2_gguf, slots=4, context_length=256)
     run = await make_run(engine).start()
     # The wheel is built for CPUs, whatever the machine has, so it is the engine that knows.
-    near = NEAR_ON_A_GPU if engine._loaded.server.on_gpu else NEAR
-    yield Subject(run, repeats_draws=False, near=near)
+    on_gpu = engine._loaded.server.on_gpu
+    if on_gpu:
+        await engine.close()
+        path = tmp_path_factory.mktemp("float32") / "smollm2.gguf"
+        write_in_float32(smollm2_gguf, path)
+        engine = LlamaCppEngine(path, slots=4, context_length=256)
+        run = await make_run(engine).start()
+    yield Subject(
+        run,
+        repeats_draws=False,
+        draws_alike_beside_others=not on_gpu,
+        near=NEAR_ON_A_GPU if on_gpu else NEAR,
+    )
     await engine.close()
 
 
