@@ -19,6 +19,7 @@ from queueserve.errors import QueueServeError, RedisConfigurationError
 from queueserve.options import (
     COUNT,
     NAMES,
+    REQUESTS,
     SECONDS,
     heartbeat_option,
     log_options,
@@ -256,7 +257,7 @@ def chat(
 @option("--concurrency", type=COUNT, default=16, help="Clients, or with --rate open requests.")
 @option("--requests", type=COUNT, help="How many in all.  [default: as --duration allows]")
 @option("--duration", type=SECONDS, help="Seconds in which requests begin.  [default: 10]")
-@option("--rate", type=SECONDS, help="Requests a second, whether others have ended or not.")
+@option("--rate", type=REQUESTS, help="Begun in a second, whether others have ended or not.")
 @option("--prompt-tokens", type=COUNT, default=32, help="About: so many words.")
 @option("--max-tokens", type=COUNT, default=128, help="Tokens of every answer.")
 @option("--pause", type=SECONDS, help="Clients wait a random time up to this before they ask.")

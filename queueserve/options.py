@@ -12,19 +12,22 @@ import orjson
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Seconds(click.ParamType[float]):
-    name = "seconds"
+class _Positive(click.ParamType[float]):
+    """A number above 0 of what `name` says."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         try:
-            seconds = float(value)
+            number = float(value)
         except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            self.fail(f"{value!r} is not a positive number of seconds.", param, ctx)
-        return seconds
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is not a positive number of {self.name}.", param, ctx)
+        return number
 
 
 class _Names(click.ParamType[tuple[str, ...]]):
@@ -48,14 +51,16 @@ class _Names(click.ParamType[tuple[str, ...]]):
         return tuple(name.strip() for name in names)
 
 
-SECONDS = _Seconds()
+SECONDS = _Positive("seconds")
+REQUESTS = _Positive("requests")
 NAMES = _Names()
 COUNT = click.IntRange(min=1)
 
 
 def option(name: str, *more: str, envvar: str | None = None, **settings: Any) -> Decorator:
     """`click.option` with the variable QUEUESERVE_<NAME>, shown by `--help`, before `envvar`."""
-    own = "QUEUESERVE_" + name.removeprefix("--").replace("-", "_").upper()
+    positive, _, _ = name.partition("/")  # of --stream/--no-stream
+    own = "QUEUESERVE_" + positive.removeprefix("--").replace("-", "_").upper()
     names = [own, envvar] if envvar else own
     return click.option(name, *more, envvar=names, show_envvar=True, show_default=True, **settings)
 

@@ -75,7 +75,9 @@ def test_every_option_has_its_variable_and_help_shows_it(command):
     assert options
     for option in options:
         variable = "QUEUESERVE_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
-        assert variable in shown
+        names = option.envvar if isinstance(option.envvar, list) else [option.envvar]
+        assert names[0] == variable
+        assert f"[env var: {', '.join(names)}" in shown
         assert option.help or option.name == "log_format"
 
 
