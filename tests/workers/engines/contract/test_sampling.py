@@ -16,17 +16,17 @@ async def test_the_most_likely_tokens_are_the_same_every_time(subject, run, own_
     subject.assert_same(first, again)
 
 
-async def test_a_seed_repeats_a_draw_and_another_seed_does_not(subject, run, story):
+async def test_a_seed_repeats_a_draw_and_another_seed_does_not(subject, run, own_story):
     if not subject.seeds:
         pytest.skip("this engine, as it runs here, ignores seeds")
 
     def draw(seed):
-        return run.generate(story, max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
+        return run.generate(own_story, max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
 
     if subject.draws_alike_beside_others:
         first, again, *others = await asyncio.gather(draw(3), draw(3), draw(4), draw(5))
     else:
-        await draw(3)  # from here on a cache has the prompt
+        await draw(3)  # from here on one slot has the prompt in its cache
         first, again, *others = [await draw(seed) for seed in (3, 3, 4, 5)]
     assert first.tokens == again.tokens
     assert {other.tokens for other in others} != {first.tokens}
