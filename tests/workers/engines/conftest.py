@@ -1,33 +1,24 @@
-"""Engines under test, each started once, and a recorder of what they give."""
+"""Engines under test, each started once, and models for them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import dataclasses
 import importlib.util
-import io
-import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
 import pytest_asyncio
+from model_files import write_byte_tokenizer, write_vicuna_like
+from recorded_run import Run
 
-from queueserve.protocol import Sampling
 from workers.engines import machine
-from workers.engines.base import EngineDiedError, Fallible, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-LOADED = 270.0  # seconds until a model is there: vLLM takes one minute, on a busy machine four
-BOUND = 250.0  # seconds that anything may take before it counts as hung
-_OF_SEQUENCES = {"constraint", "adapter", "priority"}
 
 
 @pytest.fixture
@@ -49,160 +40,6 @@ def control_groups(monkeypatch, tmp_path):
             path.write_text(f"{content}\n")
 
     return write
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """All that one sequence gave."""
-
-    tokens: tuple[int, ...]
-    logprobs: list
-    finish: str | None
-    error: Exception | None
-    cached_tokens: int | None
-    prompt_logprobs: tuple | None
-
-
-@dataclasses.dataclass
-class Gap:
-    """Seconds that the event loop stood still at most, of how many in all."""
-
-    longest: float = 0.0
-    whole: float = 0.0
-
-    def is_short(self, seconds):
-        """Whether it is below; on a machine on which everything takes long, a small part of it.
-
-        Never as long as a lease, which a heartbeat must renew.
-        """
-        return 0 < self.longest < min(max(seconds, self.whole / 4), 10)
-
-
-@contextlib.asynccontextmanager
-async def longest_gap():
-    """Measures how long the event loop runs nothing else at a time."""
-    gap, began = Gap(), time.monotonic()
-
-    async def watch():
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(0.005)
-            gap.longest, last = max(gap.longest, time.monotonic() - last), time.monotonic()
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(0)
-    try:
-        yield gap
-        await asyncio.sleep(0.01)
-    finally:
-        gap.whole = time.monotonic() - began
-        watching.cancel()
-
-
-class Run:
-    """A started engine and what it gives; every sequence gets a name of its own."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.calls = []  # the outputs of each call of the sink
-        self._ids = itertools.count()
-        self._moved = asyncio.Event()
-
-    async def start(self):
-        async with longest_gap() as self.gap_while_loading:
-            await asyncio.wait_for(self.engine.start(self._sink), LOADED)
-        return self
-
-    def _sink(self, outputs):
-        self.calls.append(list(outputs))
-        self._moved.set()
-
-    def add(self, prompt, generated=(), *, id=None, **given):  # noqa: A002
-        """`given`: a constraint, an adapter, a priority; all else is sampling."""
-        name = id or f"sequence-{next(self._ids)}"
-        others = {part: given.pop(part) for part in _OF_SEQUENCES & given.keys()}
-        self.engine.add(
-            Sequence(
-                id=name,
-                prompt=tuple(prompt),
-                generated=tuple(generated),
-                sampling=Sampling(**({"temperature": 0.0} | given)),
-                **others,
-            )
-        )
-        return name
-
-    def outputs(self, name):
-        return [output for call in self.calls for output in call if output.id == name]
-
-    def tokens(self, name):
-        return [token for output in self.outputs(name) for token in output.tokens]
-
-    def ended(self, name):
-        return any(output.finish or output.error for output in self.outputs(name))
-
-    async def until(self, condition):
-        """Wait until it holds; it is asked after every call of the sink.
-
-        Raises EngineDiedError at once, with the engine's reason, if it cannot hold any more.
-        """
-        async with asyncio.timeout(BOUND), self._death() as died:
-            while not condition():
-                self._moved.clear()
-                if died.done():
-                    raise died.exception()
-                await self._moved.wait()
-
-    @contextlib.asynccontextmanager
-    async def _death(self):
-        """A future that has an exception when the engine is lost for good."""
-        died = asyncio.get_running_loop().create_future()
-
-        async def watch():
-            try:
-                while isinstance(self.engine, Fallible):
-                    await self.engine.lost()
-                    await self.engine.back()
-            except EngineDiedError as error:
-                died.set_exception(error)
-                self._moved.set()
-
-        watching = asyncio.create_task(watch())
-        try:
-            yield died
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-            if died.done():
-                died.exception()  # it was looked at: the outputs that came before decide
-
-    async def end(self, name):
-        await self.until(lambda: self.ended(name))
-        outputs = self.outputs(name)
-        return Result(
-            tokens=tuple(self.tokens(name)),
-            logprobs=[one for output in outputs for one in output.logprobs or ()],
-            finish=outputs[-1].finish,
-            error=outputs[-1].error,
-            cached_tokens=outputs[0].cached_tokens,
-            prompt_logprobs=outputs[0].prompt_logprobs,
-        )
-
-    async def gap_while(self, prompt):
-        """How long the event loop stood still while the prompt was read."""
-        async with longest_gap() as gap:
-            await self.generate(prompt, max_tokens=2, ignore_eos=True)
-        return gap
-
-    async def generate(self, prompt, generated=(), **sampling):
-        return await self.end(self.add(prompt, generated, **sampling))
-
-    async def encode(self, text):
-        return await self.engine.tokenizer.encode(text, add_special=False)
-
-    def text(self, tokens):
-        detokenizer = self.engine.tokenizer.detokenizer()
-        return "".join(map(detokenizer.feed, tokens)) + detokenizer.flush()
 
 
 @pytest.fixture(scope="session")
@@ -356,20 +193,6 @@ async def sglang_run(make_sglang, smollm2_gguf):
     await engine.close()
 
 
-def write_byte_tokenizer(directory):
-    """A byte-level tokenizer with a token for each byte, and <s> and </s>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={char: at for at, char in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(directory)
-
-
 @pytest.fixture(scope="session")
 def write_model():
     """Saves a model, with a tokenizer of 258 tokens."""
@@ -415,105 +238,10 @@ def tiny_llama(random_llama):
     return random_llama(2)
 
 
-_TALK = (
-    "A chat between a curious user and an artificial intelligence assistant. ",
-    "USER: Hello! ASSISTANT: Hi, how can I help you today?",
-    "The quick brown fox jumps over the lazy dog.",
-)
-
-
-def write_sentencepiece(path):
-    import sentencepiece  # noqa: PLC0415
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TALK * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=360,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
-
-
-def write_shards(directory, weights):
-    """Two .bin files and their index, with the extra buffers that old checkpoints have."""
-    import torch  # noqa: PLC0415
-
-    weights = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), **weights}
-    names = list(weights)
-    where = {}
-    for number, part in enumerate((names[:9], names[9:]), 1):
-        shard = f"pytorch_model-{number:05}-of-00002.bin"
-        torch.save({name: weights[name].clone() for name in part}, directory / shard)
-        where |= dict.fromkeys(part, shard)
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-
-
-def special(content):
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {"__type": "AddedToken", "content": content} | flags
-
-
 @pytest.fixture(scope="session")
 def vicuna_like(tmp_path_factory):
-    """The files that lmsys/vicuna-7b-v1.5 consists of, around a tiny model with random weights."""
+    """A tiny model in the files that lmsys/vicuna-7b-v1.5 consists of."""
     pytest.importorskip("transformers")
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
-
     directory = tmp_path_factory.mktemp("vicuna")
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = {
-        **ids,
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_act": "silu",
-        "hidden_size": 32,
-        "initializer_range": 0.4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 512,
-        "model_type": "llama",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 4,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float16",
-        "transformers_version": "4.31.0",
-        "vocab_size": 360,
-    }
-    generation = {**ids, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
-    tokenizer = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": special("<s>"),
-        "clean_up_tokenization_spaces": False,
-        "eos_token": special("</s>"),
-        "legacy": False,
-        "model_max_length": 4096,
-        "pad_token": None,
-        "padding_side": "right",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-        "unk_token": special("<unk>"),
-    }
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
-    for name, content in (
-        ("config", config),
-        ("generation_config", generation),
-        ("tokenizer_config", tokenizer),
-        ("special_tokens_map", names),
-    ):
-        (directory / f"{name}.json").write_text(json.dumps(content))
-    write_sentencepiece(directory / "tokenizer.model")
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    write_shards(directory, model.half().state_dict())
+    write_vicuna_like(directory)
     return directory
