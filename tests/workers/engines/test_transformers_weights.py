@@ -7,8 +7,8 @@ import json
 import shutil
 
 import pytest
+from transformers_engines import refusal_of
 
-from queueserve.errors import EngineError
 from workers.engines.transformers import TransformersEngine
 
 torch = pytest.importorskip("torch")
@@ -23,14 +23,6 @@ QUESTION = (
 
 def engine_on(path, **options):
     return TransformersEngine(str(path), **({"slots": 2, "context_length": 128} | options))
-
-
-async def refusal(path, **options) -> str:
-    engine = engine_on(path, **options)
-    with pytest.raises(EngineError) as caught:
-        await engine.start(lambda _: None)
-    await engine.close()
-    return caught.value.message
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ async def test_the_fingerprint_tells_the_bits(make_run, tiny_llama):
 
 async def test_bits_without_their_library_are_refused_with_what_to_do(tiny_llama, without):
     without("bitsandbytes")
-    assert "queueserve[bitsandbytes]" in await refusal(tiny_llama, bits=8)
+    assert "queueserve[bitsandbytes]" in await refusal_of(engine_on(tiny_llama, bits=8))
 
 
 # Adapters
@@ -116,9 +108,9 @@ async def test_an_adapter_without_peft_or_without_its_model_is_refused(adapted, 
     settings = json.loads((orphan / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = None
     (orphan / "adapter_config.json").write_text(json.dumps(settings))
-    assert "does not say which model" in await refusal(orphan)
+    assert "does not say which model" in await refusal_of(engine_on(orphan))
     without("peft")
-    assert "queueserve[peft]" in await refusal(adapted[0])
+    assert "queueserve[peft]" in await refusal_of(engine_on(adapted[0]))
 
 
 # Where the weights are
@@ -126,7 +118,9 @@ async def test_an_adapter_without_peft_or_without_its_model_is_refused(adapted, 
 
 @pytest.mark.parametrize("options", [{"cpu_offloading": True}, {"max_gpu_memory": "1GiB"}])
 async def test_offloading_is_for_a_gpu(tiny_llama, options):
-    assert "offloading is for GPUs" in await refusal(tiny_llama, device="cpu", **options)
+    assert "offloading is for GPUs" in await refusal_of(
+        engine_on(tiny_llama, device="cpu", **options)
+    )
 
 
 async def test_a_model_that_does_not_fit_is_refused_and_not_read_from_disk_in_every_step(
@@ -134,7 +128,7 @@ async def test_a_model_that_does_not_fit_is_refused_and_not_read_from_disk_in_ev
 ):
     little = {"device_map": "auto", "max_memory": {"cpu": 60_000}}
     monkeypatch.setattr("workers.engines.transformers_loading.placement", lambda *_: little)
-    assert "does not fit: more GPUs (--num-gpus)" in await refusal(tiny_llama)
+    assert "does not fit: more GPUs (--num-gpus)" in await refusal_of(engine_on(tiny_llama))
 
 
 async def test_a_gpu_without_room_for_anything_is_not_left_out_silently(tiny_llama, monkeypatch):
@@ -143,5 +137,5 @@ async def test_a_gpu_without_room_for_anything_is_not_left_out_silently(tiny_lla
         module = f"workers.engines.{name}"
         monkeypatch.setattr(f"{module}.device_of", lambda _: torch.device("cuda"))
         monkeypatch.setattr(f"{module}.placement", lambda *_: {"device_map": {"": "cpu"}})
-    message = await refusal(tiny_llama, device="cuda", cpu_offloading=True)
+    message = await refusal_of(engine_on(tiny_llama, device="cuda", cpu_offloading=True))
     assert "not even room for the model's embeddings" in message
