@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from queueserve.api.chunked import chunked_body
 from queueserve.api.disconnect import Client, ServerClosingError
+from queueserve.api.errors import log_failure
 from queueserve.api.generation import Batch, Reader, beginning, opened
 from queueserve.api.relay import Relay
 from queueserve.api.sse import EventStream
@@ -122,7 +123,7 @@ class StreamAnswer(Response):
         await client.serve(self._answer(scope, send, client))
 
     async def _answer(self, scope: Scope, send: Send, client: Client) -> None:
-        events = self._events
+        events, request_id = self._events, scope["state"]["request_id"]
         last = b""  # frames that leave together with the end of the answer
         async with opened(self._owner, self._jobs) as reader:
             batch: Batch = []
@@ -142,13 +143,14 @@ class StreamAnswer(Response):
                     await self._keep(None)
                     last += events.end()
                 except QueueServeError as error:
+                    log_failure(request_id, error)
                     last += await self._failure(error)
                 except asyncio.CancelledError:
                     if client.gone:
                         raise
                     last += await self._failure(ServerClosingError("The server is shutting down."))
                 except Exception:
-                    log.exception("a stream failed")
+                    log.exception("request %s failed", request_id)
                     last += await self._failure(QueueServeError("The server failed."))
         await stream.end(last)
 

@@ -134,6 +134,12 @@ def domain_error_body(error: QueueServeError) -> bytes:
     return error_body(status, error.message, code=error.code, param=error.param)
 
 
+def log_failure(request_id: str, error: QueueServeError) -> None:
+    """Log what has ended a request, under the id that its client has, unless the client did it."""
+    if status_of(error) >= 500:  # noqa: PLR2004 - HTTP's own number
+        log.warning("request %s: %s", request_id, error.message)
+
+
 def _retry_headers(error: QueueServeError, status: int) -> dict[str, str]:
     if status == 409 or isinstance(error, PoisonJobError):  # noqa: PLR2004 - HTTP's own number
         # The openai client would send the same again; a poison job would end as many workers again.
@@ -232,10 +238,8 @@ async def _on_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, QueueServeError)  # noqa: S101 - what it is registered for
     names = _PARAMS.get(request.url.path, {})
     error.param = names.get(error.param, error.param)
-    response = domain_error_response(error)
-    if response.status_code >= 500:  # noqa: PLR2004 - HTTP's own number
-        log.warning("request %s: %s", request.state.request_id, error.message)
-    return response
+    log_failure(request.state.request_id, error)
+    return domain_error_response(error)
 
 
 _HANDLERS = {

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from queueserve.api.disconnect import Client, ServerClosingError
+from queueserve.api.errors import log_failure
 from queueserve.api.render_responses import LAST_EVENTS, ending_frame, error_frame
 from queueserve.api.sse import EventStream
 from queueserve.api.stored import Responses
@@ -47,9 +48,9 @@ class ReplayAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until the client goes away."""
         client = Client(scope, receive)
-        await client.serve(self._answer(send, client))
+        await client.serve(self._answer(send, client, scope["state"]["request_id"]))
 
-    async def _answer(self, send: Send, client: Client) -> None:
+    async def _answer(self, send: Send, client: Client, request_id: str) -> None:
         async with (
             self._responses.store.log(self._tenant, self._response) as events,
             EventStream(send, interval=self._keep_alive) as stream,
@@ -57,6 +58,7 @@ class ReplayAnswer(Response):
             try:
                 await self._follow(events, stream)
             except QueueServeError as error:
+                log_failure(request_id, error)
                 await stream.write(error_frame(self._last + 1, error))
             except asyncio.CancelledError:
                 if client.gone:
@@ -64,7 +66,7 @@ class ReplayAnswer(Response):
                 closing = ServerClosingError("The server is shutting down.")
                 await stream.write(error_frame(self._last + 1, closing))
             except Exception:
-                log.exception("a stream failed")
+                log.exception("request %s failed", request_id)
                 failed = QueueServeError("The server failed.")
                 await stream.write(error_frame(self._last + 1, failed))
         await stream.end()

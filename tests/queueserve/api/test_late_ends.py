@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import anthropic
+import openai
 import pytest
 
 from queueserve import errors
+from queueserve.api.render import Chunks
 
 ASKED = {"model": "m", "input": "Hello", "stream": True}
 
@@ -79,3 +81,48 @@ async def test_who_leaves_cancels(by_hand, claude, until, dialect):
     await anext(stream)
     await stream.close()
     await until(lambda: by_hand.hand.closed == [by_hand.hand.streams[0].job.id])
+
+
+# What is said of it in the log
+
+
+def logged(caplog, stream):
+    """What the log says of the request of this stream, by the id that its client has been told."""
+    about = f"request {stream.response.headers['x-request-id']}"
+    return [text for text in caplog.messages if text.startswith(about)], about
+
+
+async def begun_chat(by_hand):
+    turns = [{"role": "user", "content": "Hello"}]
+    asking = by_hand.client.chat.completions.create(model="m", messages=turns, stream=True)
+    return await begun(by_hand.hand, asking)
+
+
+@pytest.mark.parametrize(
+    "code, said", [("worker_lost", ["{about}: It has ended."]), ("invalid_value", [])]
+)
+async def test_a_stream_that_fails_is_in_the_log_unless_its_client_did_it(
+    by_hand, caplog, code, said
+):
+    stream = await begun_chat(by_hand)
+    by_hand.hand.streams[0].fail(errors.from_code(code, "It has ended."))
+    with pytest.raises(openai.APIError):
+        async for _ in stream:
+            pass
+    found, about = logged(caplog, stream)
+    assert found == [text.format(about=about) for text in said]
+
+
+async def test_a_mistake_of_ours_in_a_stream_is_in_the_log_and_its_client_hears_of_it(
+    by_hand, caplog, monkeypatch
+):
+    stream = await begun_chat(by_hand)
+    monkeypatch.setattr(Chunks, "end", lambda _: 1 // 0)
+    by_hand.hand.finish()
+    with pytest.raises(openai.APIError, match="The server failed") as caught:
+        async for _ in stream:
+            pass
+    assert caught.value.code == "internal_error"
+    found, about = logged(caplog, stream)
+    assert found == [f"{about} failed"]
+    assert "ZeroDivisionError" in caplog.text
