@@ -25,7 +25,7 @@ from msgspec import DecodeError
 from msgspec.json import Decoder, Encoder
 
 from queueserve.errors import ProtocolError
-from queueserve.protocol import Continuation, Event, Job, ModelCard
+from queueserve.protocol import Answer, Continuation, Event, Failure, Job, ModelCard, Result
 
 _Data = TypeVar("_Data")
 
@@ -39,6 +39,9 @@ _ENCODER = Encoder()
 _EVENTS = Decoder(list[Event])
 _JOB = Decoder(Job)
 _CONTINUATION = Decoder(Continuation)
+_RESULT = Decoder(Result)
+_ANSWER = Decoder(Answer)
+_FAILURE = Decoder(Failure)
 _CARD = Decoder(ModelCard)
 
 
@@ -47,8 +50,8 @@ def encode_events(events: Iterable[Event]) -> bytes:
     return _ENCODER.encode(list(events))
 
 
-def encode(value: Job | Continuation | ModelCard) -> bytes:
-    """JSON of a job, a continuation or a model card."""
+def encode(value: Job | Continuation | Result | Answer | Failure | ModelCard) -> bytes:
+    """JSON of all that is not an event."""
     return _ENCODER.encode(value)
 
 
@@ -65,6 +68,21 @@ def decode_job(body: bytes) -> Job:
 def decode_continuation(body: bytes) -> Continuation:
     """The continuation in `body`. Raises ProtocolError."""
     return _decoded(_CONTINUATION, body, "a continuation")
+
+
+def decode_result(body: bytes) -> Result:
+    """The output of a job that generates. Raises ProtocolError."""
+    return _decoded(_RESULT, body, "a result")
+
+
+def decode_answer(body: bytes) -> Answer:
+    """The output of a job that answers with data. Raises ProtocolError."""
+    return _decoded(_ANSWER, body, "an answer")
+
+
+def decode_failure(body: bytes) -> Failure:
+    """Why a job has no output. Raises ProtocolError."""
+    return _decoded(_FAILURE, body, "a failure")
 
 
 def decode_card(body: bytes) -> ModelCard:

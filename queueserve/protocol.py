@@ -225,6 +225,39 @@ class Orphaned(Row, frozen=True, tag="orphaned"):
 Event: TypeAlias = Started | Delta | Progress | Finished | Answered | Failed | Orphaned
 
 
+class Result(Struct, frozen=True):
+    """The whole output of a job that is done."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    stop: str | None = None  # the stop string that has ended the text
+    fingerprint: str = ""  # of the engine that wrote it
+
+
+class Answer(Struct, frozen=True):
+    """The rows of a job that answers with data (`Answered` says what they are)."""
+
+    rows: tuple[Any, ...]
+    prompt_tokens: int
+
+
+class Reason(Struct, frozen=True):
+    """Why a job has no output: what `code` names (`queueserve.errors`)."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Failure(Struct, frozen=True):
+    """What is kept of a job that has failed or expired; the functions write it, too."""
+
+    error: Reason
+
+
 class ModelCard(Struct, frozen=True, kw_only=True):
     """What a model name stands for, as `qs:{pool}:cards` keeps it."""
 

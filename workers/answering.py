@@ -11,10 +11,10 @@ from operator import mul
 
 from msgspec.structs import replace
 
+from queueserve.encoding import encode
 from queueserve.errors import ContextLengthExceededError, InvalidRequestError
-from queueserve.protocol import Answered, Event, Inputs, Job, Started
+from queueserve.protocol import Answer, Answered, Event, Inputs, Job, Started
 from queueserve.queue.consumer import RESULT_KEPT, Assignment, Finish
-from queueserve.queue.producer import Answer, encode_result
 from workers.engines.base import Engine
 from workers.engines.pooling import Embedder, Pair, Scorer
 from workers.prompting import Prompter
@@ -47,7 +47,7 @@ class Answerer:
         answer = await self.answer(job, job.inputs)
         publish(Answered(job.id, epoch, answer.rows, answer.prompt_tokens))
         keep = RESULT_KEPT if job.grace else ANSWER_KEPT
-        return Finish(job.id, epoch, "done", encode_result(answer), answer.prompt_tokens, keep)
+        return Finish(job.id, epoch, "done", encode(answer), answer.prompt_tokens, keep)
 
     async def answer(self, job: Job, inputs: Inputs) -> Answer:
         """Return a row for each item, as `protocol.Answered` describes them.

@@ -13,11 +13,11 @@ from queueserve.protocol import (
     FinishReason,
     Progress,
     Prompt,
+    Result,
     Started,
     TokenLogprob,
 )
 from queueserve.queue.consumer import Assignment, Consumer
-from queueserve.queue.producer import Result
 from workers.engines.base import Detokenizer
 from workers.stopping import StopFilter
 

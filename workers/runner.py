@@ -6,15 +6,13 @@ import asyncio
 import logging
 import time
 
-import orjson
-
+from queueserve.encoding import encode
 from queueserve.errors import (
     EngineError,
     QueueServeError,
 )
-from queueserve.protocol import Event, Failed, FinishReason, Progress
+from queueserve.protocol import Event, Failed, Failure, FinishReason, Progress, Reason
 from queueserve.queue.consumer import Assignment, Claim, Consumer, Finish
-from queueserve.queue.producer import encode_result
 from queueserve.queue.publisher import Publisher
 from queueserve.queue.tasks import Tasks
 from workers.answering import Answerer
@@ -202,7 +200,7 @@ class Runner:
         event = run.finish(reason)
         self._publisher.publish(run.api, event)
         cost = (run.prompt_tokens or len(run.prompt)) + len(run.tokens)
-        result = encode_result(run.result(event.finish_reason))
+        result = encode(run.result(event.finish_reason))
         self._end(Finish(run.id, run.epoch, "done", result, cost), run.consumer)
 
     def _fail(
@@ -211,8 +209,8 @@ class Runner:
         if run := self._runs.get(f"{job}:{epoch}"):
             self._remove(run)
         self._publisher.publish(api, Failed(job, epoch, error.code, error.message, error.param))
-        reason = {"code": error.code, "message": error.message, "param": error.param}
-        self._end(Finish(job, epoch, "failed", orjson.dumps({"error": reason})), consumer)
+        failure = Failure(Reason(error.code, error.message, error.param))
+        self._end(Finish(job, epoch, "failed", encode(failure)), consumer)
 
     def _end(self, end: Finish, consumer: Consumer) -> None:
         if self._held.get(end.job) == end.epoch:

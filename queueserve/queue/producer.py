@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import msgspec
-import orjson
-from msgspec import Struct
-
-from queueserve.encoding import encode
+from queueserve.encoding import decode_answer, decode_failure, decode_result, encode
 from queueserve.errors import (
     IdempotencyConflictError,
     ProtocolError,
@@ -21,7 +17,7 @@ from queueserve.errors import (
     ServerExpiredError,
     from_code,
 )
-from queueserve.protocol import LIGHT_KINDS, Continuation, FinishReason, Job
+from queueserve.protocol import LIGHT_KINDS, Answer, Continuation, Job, Result
 from queueserve.queue.connection import translated
 from queueserve.queue.exchange import CALL_TIMEOUT
 from queueserve.queue.functions import Functions
@@ -32,25 +28,6 @@ State: TypeAlias = Literal[
 ]
 MAX_ATTEMPTS = 3
 _US = 1_000_000
-
-
-class Result(Struct, frozen=True):
-    """The whole output of a job that is done."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    stop: str | None = None  # the stop string that has ended the text
-    fingerprint: str = ""  # of the engine that wrote it
-
-
-class Answer(Struct, frozen=True):
-    """The rows of a job that answers with data (`protocol.Answered` says what they are)."""
-
-    rows: tuple[Any, ...]
-    prompt_tokens: int
 
 
 class Standing(NamedTuple):
@@ -90,31 +67,24 @@ class Limits:
     max_queue_per_tenant: int = 5_000
 
 
-def encode_result(result: Result | Answer) -> bytes:
-    """What `finish` stores of a job that is done."""
-    return msgspec.json.encode(result)
-
-
-def _decode_result(body: bytes) -> tuple[Result | Answer | None, QueueServeError | None]:
+def _ended(
+    job: Job, state: str, body: bytes
+) -> tuple[Result | Answer | None, QueueServeError | None]:
+    """What a job that has ended in `state` has left: its output, or why there is none."""
     if not body:
         return None, None
-    try:
-        data: dict[str, Any] = orjson.loads(body)
-        if "error" in data:
-            error = data["error"]
-            return None, from_code(error["code"], error["message"], error.get("param"))
-        kind: type[Answer | Result] = Answer if "rows" in data else Result
-        return msgspec.convert(data, kind), None
-    except (ValueError, TypeError, KeyError, msgspec.ValidationError) as error:
-        raise ProtocolError(f"not a result: {error}") from error
+    if state == "done":
+        return (decode_result(body) if job.inputs is None else decode_answer(body)), None
+    why = decode_failure(body).error
+    return None, from_code(why.code, why.message, why.param)
 
 
-def _standing(answer: list[Any]) -> Standing:
+def _standing(job: Job, answer: list[Any]) -> Standing:
     try:
-        verdict, state, epoch, worker, position, body = answer
-        result, error = _decode_result(body)
-        new = verdict == b"new"
-        return Standing(new, state.decode(), int(epoch), worker.decode(), position, result, error)
+        verdict, told, epoch, worker, position, body = answer
+        state, new = told.decode(), verdict == b"new"
+        result, error = _ended(job, state, body)
+        return Standing(new, state, int(epoch), worker.decode(), position, result, error)
     except (ValueError, TypeError, AttributeError) as problem:  # somebody else has written the job
         raise ProtocolError(f"not a job: {problem}") from problem
 
@@ -196,7 +166,7 @@ class Producer:
             case b"gone":
                 raise ServerExpiredError("This API server's registration has expired; try again.")
             case _:
-                return _standing(answer)
+                return _standing(job, answer)
 
     async def resume(self, job: Job, api: str, epoch: int, at: Continuation | None) -> bool:
         """Send an orphaned job on from `at` (None: from the start, nothing was sent yet).

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from queueserve.errors import CancelledJobError, QueueServeError, WorkerLostError, from_code
 from queueserve.protocol import (
+    Answer,
     Answered,
     Continuation,
     Delta,
@@ -25,7 +26,7 @@ from queueserve.protocol import (
     Progress,
     Started,
 )
-from queueserve.queue.producer import Answer, Standing, State
+from queueserve.queue.producer import Standing, State
 
 
 class Need(Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from queueserve.encoding import decode_card, decode_continuation, decode_events, decode_job, encode
 from queueserve.errors import ProtocolError, QueueServeError, RedisUnavailableError
-from queueserve.protocol import ModelCard
+from queueserve.protocol import Inputs, Job, ModelCard
 from queueserve.queue.connection import open_blocking_redis
 from queueserve.queue.directory import announce, known_cards
 from queueserve.queue.exchange import Line
@@ -295,9 +296,17 @@ async def test_who_runs_a_job_whose_key_is_foreign_is_unknown(pool, redis):
 def test_a_stored_result_is_read_or_refused(result):
     from queueserve.queue.producer import _standing  # noqa: PLC0415
 
-    for answer in ([b"exists", b"done", 1, b"w", 0, result], [b"exists", result, 1, b"", 0]):
+    for answer, inputs in product(
+        (
+            [b"exists", b"done", 1, b"w", 0, result],
+            [b"exists", b"failed", 1, b"w", 0, result],
+            [b"exists", result, 1, b"", 0],
+        ),
+        (None, Inputs()),
+    ):
+        job = Job(id="j", pool="m", model="m", kind="chat", inputs=inputs)
         with contextlib.suppress(ProtocolError):
-            _standing(answer)
+            _standing(job, answer)
 
 
 async def test_status_shows_what_can_be_read(busy, redis, keys, skipped):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from queueserve.encoding import encode
 from queueserve.errors import EngineError
-from queueserve.queue.producer import Result, encode_result
+from queueserve.protocol import Result
 
 
 async def test_a_finish_frees_the_slot_and_dispatches_the_next_job(pool):
@@ -20,7 +21,7 @@ async def test_a_finish_frees_the_slot_and_dispatches_the_next_job(pool):
 async def test_a_job_ends_once(pool):
     await pool.register("w")
     await pool.submit("j")
-    result = encode_result(Result("one", (1,), "stop", 3, 0))
+    result = encode(Result("one", (1,), "stop", 3, 0))
     assert await pool.finish("w", "j", result=result) == "accepted"
     assert await pool.finish("w", "j", outcome="failed", result=b"{}") == "duplicate"
     standing = await pool.submit("j")

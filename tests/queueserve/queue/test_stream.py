@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from queueserve.errors import ContextLengthExceededError, RequestTimeoutError, WorkerLostError
 from queueserve.protocol import (
+    Answer,
     Answered,
     Delta,
     Failed,
@@ -16,9 +17,10 @@ from queueserve.protocol import (
     Job,
     Orphaned,
     Progress,
+    Result,
     Started,
 )
-from queueserve.queue.producer import Answer, Result, Standing
+from queueserve.queue.producer import Standing
 from queueserve.queue.stream import JobStream, Need
 
 JOB = Job(id="j", pool="m", model="m", kind="chat")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from queueserve.encoding import decode_job
+from queueserve.encoding import decode_job, encode
 from queueserve.errors import (
     IdempotencyConflictError,
     NoWorkerError,
@@ -14,8 +14,8 @@ from queueserve.errors import (
     RequestTimeoutError,
     ServerExpiredError,
 )
-from queueserve.protocol import Constraint, Continuation
-from queueserve.queue.producer import Limits, Result, encode_result
+from queueserve.protocol import Constraint, Continuation, Result
+from queueserve.queue.producer import Limits
 
 AT = Continuation(tokens=(1, 2), chars=3, prompt_hash="p", fingerprint="f")
 
@@ -100,7 +100,7 @@ async def test_submitting_an_ended_job_again_gives_its_result(pool):
     await pool.register("w")
     await pool.submit("j")
     result = Result("hi", (1, 2), "stop", 5, 0)
-    await pool.finish("w", "j", result=encode_result(result))
+    await pool.finish("w", "j", result=encode(result))
     again = await pool.submit("j")
     assert (again.new, again.state, again.result) == (False, "done", result)
 
@@ -108,7 +108,7 @@ async def test_submitting_an_ended_job_again_gives_its_result(pool):
 async def test_a_result_of_a_newer_worker_is_read_without_what_is_not_known_here(pool):
     await pool.register("w")
     await pool.submit("j")
-    newer = orjson.loads(encode_result(Result("hi", (1, 2), "stop", 5, 0))) | {"mood": "good"}
+    newer = orjson.loads(encode(Result("hi", (1, 2), "stop", 5, 0))) | {"mood": "good"}
     await pool.finish("w", "j", result=orjson.dumps(newer))
     assert (await pool.submit("j")).result == Result("hi", (1, 2), "stop", 5, 0)
 
