@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from model_files import write_byte_tokenizer, write_vicuna_like
 from recorded_run import Run
 
 from workers.engines import machine
+from workers.engines.conversion import converted
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -64,7 +66,10 @@ def converted_models(pytestconfig):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def transformers_run(smollm2_gguf, converted_models):
-    """SmolLM2 in float32, so that the order in which a batch is summed hardly shows."""
+    """SmolLM2 in float32, so that the order in which a batch is summed hardly shows.
+
+    A step takes a processor for a tenth of a second: for what is about its text, or long steps.
+    """
     pytest.importorskip("transformers")
     from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
 
@@ -230,6 +235,33 @@ def random_llama(tmp_path_factory, write_model):
         return write_model(tmp_path_factory.mktemp("llama"), model)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wordy_llama(tmp_path_factory, smollm2_gguf, converted_models):
+    """A random one with SmolLM2's tokenizer, a tenth as slow; its text never repeats itself."""
+    pytest.importorskip("transformers")
+    import torch  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    whole = converted(smollm2_gguf, converted_models)
+    directory = tmp_path_factory.mktemp("wordy")
+    shutil.copytree(
+        whole, directory, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
+    )
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "initializer_range": 0.4,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(7)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(whole, **shape)).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

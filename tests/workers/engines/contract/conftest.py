@@ -28,6 +28,7 @@ class Subject:
     draws_alike_beside_others: bool = True  # else the shape of a batch shows in what is drawn
     continues_constraints: bool = True  # also in the middle of an output
     binds_length: bool = True  # takes min_tokens beside a constraint
+    repeats_itself: bool = True  # says again what a prompt says again, without a bias
     near: float = NEAR
 
     def assert_same(self, expected, result):
@@ -82,9 +83,13 @@ async def llama_cpp(make_run, smollm2_gguf, tmp_path_factory):
     await engine.close()
 
 
-@pytest.fixture(scope="session")
-def transformers(transformers_run):
-    return Subject(transformers_run)
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def transformers(make_run, wordy_llama):
+    from workers.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    engine = TransformersEngine(str(wordy_llama), slots=8, context_length=512, dtype="float32")
+    yield Subject(await make_run(engine).start(), repeats_itself=False)
+    await engine.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -49,8 +49,11 @@ async def test_a_bias_of_minus_100_bans_a_token(run, story):
     assert banned.tokens != plain.tokens
 
 
-async def test_penalties_break_repetition(run):
+async def test_penalties_break_repetition(subject, run):
     prompt = await run.encode(" one two" * 8)
+    own = {"max_tokens": 24, "ignore_eos": True}
+    if not subject.repeats_itself:
+        own["logit_bias"] = {prompt[0]: 16.0}
     penalties = (
         {},
         {"frequency_penalty": 2.0},
@@ -58,7 +61,7 @@ async def test_penalties_break_repetition(run):
         {"repetition_penalty": 2.0},
     )
     plain, *penalised = await asyncio.gather(
-        *(run.generate(prompt, max_tokens=24, ignore_eos=True, **own) for own in penalties)
+        *(run.generate(prompt, **own, **penalty) for penalty in penalties)
     )
     assert plain.tokens not in {result.tokens for result in penalised}
 
