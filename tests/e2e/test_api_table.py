@@ -88,11 +88,12 @@ def another_queueserve(cluster, api_url):
     return "--api-base", f"{api_url}/v1", "--model-path", "behind"
 
 
-@pytest.fixture
-def one_layer(tmp_path):
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory):
     """The first of the 30 layers of SmolLM2: its tokenizer and template, in a fifth of the time."""
-    write_first_layer(resolve(engine="transformers").path, tmp_path / "one-layer.gguf")
-    return "--model-path", str(tmp_path / "one-layer.gguf")
+    path = tmp_path_factory.mktemp("model") / "one-layer.gguf"
+    write_first_layer(resolve(engine="transformers").path, path)
+    return "--model-path", str(path)
 
 
 @pytest.fixture(params=COLUMNS)
