@@ -71,7 +71,7 @@ class Publisher:
         self._wake.set()
 
     async def flushed(self) -> None:
-        """Wait until everything has left and is acknowledged."""
+        """Wait until nothing is left to send, and every finish is acknowledged."""
         await self._empty.wait()
 
     async def run(self) -> None:
@@ -93,8 +93,7 @@ class Publisher:
 
     async def _later(self) -> None:
         await asyncio.sleep(_RETRY)
-        if self._events or self._finishes:
-            self._wake.set()
+        self._go_on()
 
     async def _send(self) -> None:
         events, self._events = self._events, {}
@@ -126,7 +125,10 @@ class Publisher:
             self._acknowledged(end)
         if refused:
             raise RedisUnavailableError(f"finish: {refused}") from refused
-        if self._finishes:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._events or self._finishes:
             self._wake.set()
-        elif not self._events:
-            self._empty.set()
+        else:
+            self._empty.set()  # also where events were lost: nothing is left to wait for

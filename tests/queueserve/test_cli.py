@@ -42,14 +42,6 @@ def run(monkeypatch):
     return lambda *arguments, **more: CliRunner().invoke(main, arguments, **more)
 
 
-@pytest.fixture
-def closed_port():
-    """A port on which nobody listens, and nobody else can."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
-
-
 def test_the_version(run):
     assert run("--version").output == f"queueserve, version {__version__}\n"
 

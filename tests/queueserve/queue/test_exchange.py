@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -162,13 +161,6 @@ async def test_a_line_to_a_server_that_is_not_there_says_so_at_once(closed_port)
         )
     assert all(isinstance(answer, RedisError) for answer in answers)
     await redis.aclose()
-
-
-@pytest.fixture
-def closed_port():
-    with socket.socket() as taken:  # bound, and nobody listens
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 @pytest.fixture
