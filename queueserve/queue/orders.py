@@ -90,14 +90,24 @@ async def give(redis_url: str, prefix: str, process: str, order: Order, *, withi
                 raise OrderError(f"No worker process {process!r} is there; see queueserve status.")
             try:
                 async with asyncio.timeout(within):
-                    answer = orjson.loads(await replies.next())
+                    answer = await replies.next()
             except TimeoutError:
                 raise OrderError(f"{process} has not answered within {within:.0f} s.") from None
     finally:
         await redis.aclose()
-    if not answer["ok"]:
-        raise OrderError(answer["message"])
-    return str(answer["message"])
+    return _told(answer)
+
+
+def _told(answer: bytes) -> str:
+    """What a worker process has answered. Raises OrderError if that is no, or none of ours."""
+    try:
+        told = orjson.loads(answer)
+        done, message = told["ok"], str(told["message"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise OrderError(f"What came back is no answer to an order: {error!r}") from error
+    if not done:
+        raise OrderError(message)
+    return message
 
 
 class Orders:

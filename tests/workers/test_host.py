@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 
@@ -121,6 +122,20 @@ async def test_a_worker_that_is_not_there_is_said_to_be_so(redis_url):
     assert "No worker process 'box-7'" in caught.value.message
     with pytest.raises(RedisUnavailableError):
         await give("redis://127.0.0.1:1", "qs:", "box-7", Unload("a"), within=1)
+
+
+@pytest.mark.parametrize("answer", [b"junk", b"[]", b'{"ok": true}'])
+async def test_what_is_no_answer_is_said_to_be_none(redis_url, redis, answer):
+    async with redis.pubsub() as worker:
+        await worker.subscribe("qs:orders:host-1")
+        giving = asyncio.create_task(give(redis_url, "qs:", "host-1", Unload("m"), within=BOUND))
+        async for message in worker.listen():
+            if message["type"] == "message":
+                break
+        name = json.loads(message["data"])["id"]
+        await redis.publish(f"qs:reply:order-{name}", answer)
+        with pytest.raises(OrderError, match="no answer to an order"):
+            await giving
 
 
 async def test_what_is_no_order_is_skipped(hosted, order, redis, skipped):
