@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import orjson
 
 LogFormat: TypeAlias = Literal["text", "json"]
-
+FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 LEVELS = ("debug", "info", "warning", "error")
 
 _CHATTY = ("httpcore", "httpx", "asyncio")

@@ -9,6 +9,8 @@ from typing import Any
 import click
 import orjson
 
+from queueserve.logs import FORMATS, LEVELS
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -89,9 +91,9 @@ heartbeat_option = option(
 log_options = options(
     option(
         "--log-level",
-        type=click.Choice(["debug", "info", "warning", "error"]),
+        type=click.Choice(LEVELS),
         default="warning",
         help="What is logged, to stderr.",
     ),
-    option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+    option("--log-format", type=click.Choice(FORMATS), default="text"),
 )

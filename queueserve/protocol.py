@@ -26,9 +26,8 @@ ConstraintKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choi
 LOWEST = -9999.0
 """Stands for the logarithm of 0, as in OpenAI's answers."""
 
-CLASSES = 16
-"""Priority classes: 0 goes first, 15 last."""
 DEFAULT_CLASS = 8
+"""Of the 16 priority classes: 0 goes first, 15 last."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
