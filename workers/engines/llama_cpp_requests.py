@@ -17,8 +17,8 @@ from queueserve.protocol import Sampling
 from workers.engines.base import Sequence
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
-# At temperature 0 llama.cpp would still take the exponential of each logit, half a millisecond a token
-# for 49,152 of them, of one slot after the other.
+# At temperature 0 llama.cpp would still take the exponential of every logit: half a millisecond a
+# token for 49,152 of them, of one slot after the other.
 _GREEDY = 1
 _FORCE = 1000.0  # added to a logit: more than any two logits are apart
 _LARK = "%llguidance {}"  # tells such a grammar from llama.cpp's own kind
