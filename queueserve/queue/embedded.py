@@ -74,13 +74,12 @@ class EmbeddedRedis:
     def start(self) -> None:
         """Start the server and wait until it answers, with all its data loaded.
 
-        Raises EmbeddedRedisError: the wheel is missing, the directory is in use, the port is
-        taken, or the server does not come up (with the end of its log).
+        Raises EmbeddedRedisError: the wheel is missing, the directory cannot be written or is in
+        use, the port is taken, or the server does not come up (with the end of its log).
         """
         if self.pid is not None:
             return
         binary = self._binary or _wheel_binary()
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._own_directory()
             self._forget_process()
@@ -129,9 +128,16 @@ class EmbeddedRedis:
             self._tether = None
 
     def _own_directory(self) -> None:
-        if self._owner_lock is not None:
-            return
-        lock = PidLock(self.directory / "owner.lock")
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._owner_lock is not None:
+                return
+            lock = PidLock(self.directory / "owner.lock")
+        except OSError as error:
+            raise EmbeddedRedisError(
+                f"no data can be kept in {self.directory} ({error.strerror}): "
+                "choose another data directory"
+            ) from error
         if not lock.take():
             owner = lock.holder()
             lock.close()

@@ -125,6 +125,13 @@ def test_one_directory_has_one_owner(tmp_path):
             assert client.info("server")["process_id"] == pid
 
 
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / "data"
+    with pytest.raises(EmbeddedRedisError, match=f"no data can be kept in {directory}"):
+        EmbeddedRedis(directory, port=0).start()
+
+
 def test_the_server_dies_with_an_owner_that_is_killed(tmp_path):
     with owner_process(tmp_path) as (owner, pid, _port, _tether):
         owner.kill()

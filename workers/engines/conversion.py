@@ -35,13 +35,24 @@ def converted(gguf: Path, cache_dir: Path) -> Path:
         raise EngineError(f"there is no file {gguf}")
     made = cache_dir / f"{gguf.stem}-{fingerprint([gguf])[:8]}"
     if not made.is_dir():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _only_process(cache_dir / f".{made.name}.lock"):
-            for killed in cache_dir.glob(f".{made.name}-*"):  # what a dead process left
-                shutil.rmtree(killed, ignore_errors=True)
-            if not made.is_dir():
-                convert_gguf(gguf, made)
+        try:
+            _make_once(gguf, made)
+        except OSError as error:
+            raise EngineError(
+                f"no converted model can be kept in {cache_dir} ({error.strerror}): "
+                "choose another data directory"
+            ) from error
     return made
+
+
+def _make_once(gguf: Path, made: Path) -> None:
+    cache_dir = made.parent
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _only_process(cache_dir / f".{made.name}.lock"):
+        for killed in cache_dir.glob(f".{made.name}-*"):  # what a dead process left
+            shutil.rmtree(killed, ignore_errors=True)
+        if not made.is_dir():
+            convert_gguf(gguf, made)
 
 
 def loadable(model_path: str, cache_dir: Path | None) -> str:

@@ -105,3 +105,9 @@ def test_a_file_that_is_no_model_is_refused_and_leaves_nothing(gguf, tmp_path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(EngineError, match="there is no file"):
         converted(tmp_path / "nothing.gguf", tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_named(gguf, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=f"can be kept in {tmp_path / 'file' / 'models'}"):
+        converted(gguf, tmp_path / "file" / "models")
