@@ -33,6 +33,15 @@ def test_a_generation_config_recommends(tmp_path):
     assert recommended(tmp_path) == {"temperature": 0.6, "top_k": 20}
 
 
+@pytest.mark.parametrize("wrong", ["NaN", "Infinity", "-1", "true", "false", "1e9", "null", '"2"'])
+def test_what_no_engine_could_draw_with_is_not_recommended(tmp_path, wrong):
+    text = f'{{"do_sample": true, "temperature": {wrong}, "top_k": 20.0, "repetition_penalty": 0}}'
+    (tmp_path / "generation_config.json").write_text(text)
+    found = recommended(tmp_path)
+    assert found == {"top_k": 20}
+    assert isinstance(found["top_k"], int)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"temperature": 0.6}', '{"do_sample": false}'])
 def test_a_file_that_says_nothing_recommends_nothing(tmp_path, text):
     (tmp_path / "generation_config.json").write_text(text)
