@@ -267,8 +267,8 @@ def chat(
 @option("--json", "as_json", is_flag=True, help="For programs.")
 def bench(url: str, *, as_json: bool, **given: Any) -> None:
     """Measure any OpenAI-compatible server under load."""
-    from queueserve.load.command import run
-    from queueserve.load.generator import Plan
+    from queueserve.bench.command import run
+    from queueserve.bench.generator import Plan
 
     if given["requests"] is None and given["duration"] is None:
         given["duration"] = 10.0

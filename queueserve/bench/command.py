@@ -13,9 +13,9 @@ import click
 import orjson
 import uvloop
 
-from queueserve.load.answer import Answer
-from queueserve.load.generator import Generator, LoadError, Plan
-from queueserve.load.report import render, summary
+from queueserve.bench.answer import Answer
+from queueserve.bench.generator import Generator, LoadError, Plan
+from queueserve.bench.report import render, summary
 
 _SHOW_EVERY = 0.2  # seconds
 

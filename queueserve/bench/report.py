@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from queueserve.load.answer import Answer
-from queueserve.load.generator import Load
+from queueserve.bench.answer import Answer
+from queueserve.bench.generator import Load
 
 _CUTS = (50, 90, 99)
 _MS = 1000.0

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from queueserve.load.answer import Answer
+from queueserve.bench.answer import Answer
 
 _CONNECT_WITHIN = 10.0  # seconds
 

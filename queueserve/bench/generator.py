@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from queueserve.bench.answer import Answer
+from queueserve.bench.connection import Connection, Endpoint
 from queueserve.errors import QueueServeError
-from queueserve.load.answer import Answer
-from queueserve.load.connection import Connection, Endpoint
 
 _NUMBER = "00000000"  # in the prompt of each request, so that no two are equal
 _WORD = " word"

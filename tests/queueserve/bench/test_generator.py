@@ -6,9 +6,9 @@ import contextlib
 import orjson
 import pytest
 
-from queueserve.load.answer import Answer
-from queueserve.load.generator import Generator, LoadError, Plan
-from queueserve.load.report import summary
+from queueserve.bench.answer import Answer
+from queueserve.bench.generator import Generator, LoadError, Plan
+from queueserve.bench.report import summary
 
 
 def event(text=None, **more):
