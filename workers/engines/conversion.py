@@ -1,11 +1,12 @@
 """From a GGUF file to a directory that transformers loads: weights, tokenizer and chat template.
 
-Reading a GGUF file takes transformers half a minute, so what comes out is kept.
+Reading a GGUF file takes transformers some ten seconds, so what comes out is kept.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ def converted(gguf: Path, cache_dir: Path) -> Path:
     """The directory in `cache_dir` with the model of this GGUF file; made if it is not there.
 
     It is named by the file's name and contents, so another version of the file gets its own. Blocks
-    for half a minute the first time; of several processes that want the same model, one converts.
+    for some seconds the first time; of several processes that want the same model, one converts.
     Raises EngineError.
     """
     if not gguf.is_file():
@@ -101,13 +102,30 @@ def _convert(gguf_path: Path, out_dir: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     source = {"pretrained_model_name_or_path": gguf_path.parent, "gguf_file": gguf_path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    with _read_once():
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
     mend_decoder(tokenizer.backend_tokenizer)
     tokenizer.save_pretrained(out_dir)
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
     model.save_pretrained(out_dir)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers read a file once, not for tokenizer, configuration and weights each.
+
+    Most of a conversion is reading the vocabulary, whose every token is a field of the file.
+    """
+    import gguf  # noqa: PLC0415
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def mend_decoder(tokenizer: Any) -> None:

@@ -60,7 +60,7 @@ def smollm2_gguf():
 
 @pytest.fixture(scope="session")
 def converted_models(pytestconfig):
-    """Converting takes half a minute: it is done once on a machine, not once a run."""
+    """Converting takes ten seconds: it is done once on a machine, not once a run."""
     return pytestconfig.rootpath / ".queueserve" / "models"
 
 

@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+from tiny_gguf import byte_level_model, random_weights
 
 from queueserve.errors import EngineError
 from workers.engines import conversion
@@ -46,6 +47,31 @@ def test_smollm2_becomes_a_model_directory_with_tokenizer_and_template(
     before = (directory / "model.safetensors").stat().st_mtime_ns
     assert converted(smollm2_gguf, converted_models) == directory
     assert (directory / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_is_converted_is_the_file_which_is_read_once(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    import gguf  # noqa: PLC0415
+
+    path = byte_level_model(tmp_path / "tiny.gguf", [b"he", b"lo"])
+    plain, read = gguf.GGUFReader, []
+
+    def reader(*given):
+        read.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    convert_gguf(path, tmp_path / "made")
+    assert len(read) == 1
+    assert gguf.GGUFReader is reader  # as it was
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    embedding = model.get_input_embeddings().weight
+    expected = random_weights("token_embd.weight", embedding.numel())
+    assert embedding.flatten().tolist() == pytest.approx(expected, rel=2**-8)  # in bfloat16
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
+    tokens = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokens == [258, 2 + ord("l"), 259]
+    assert tokenizer.decode(tokens) == "hello"
 
 
 @pytest.mark.parametrize("byte_level", [True, False])

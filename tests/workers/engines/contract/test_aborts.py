@@ -10,7 +10,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def test_an_aborted_sequence_gives_nothing_more_and_frees_its_slot(run, story):
     slots = run.engine.info.slots
-    long = {"max_tokens": 200, "ignore_eos": True}
+    long = {"ignore_eos": True}  # to the end of the context
     running = [run.add(story, **long) for _ in range(slots)]
     await run.until(lambda: all(map(run.tokens, running)))
     began = time.monotonic()
