@@ -39,6 +39,17 @@ def start(tmp_path, until):
         sys.stdout.write(up.said)  # shown if the test has failed
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, until):
+    """One that its tests leave as it is."""
+    up = Up(tmp_path_factory.mktemp("running"), *FAKE)
+    try:
+        until(lambda: up.line("Stop"), "the last line of the welcome")
+        yield up
+    finally:
+        up.close()
+
+
 def is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -55,20 +66,18 @@ def need(tool: str) -> None:
         pytest.skip(f"{tool} is not on this machine; CI installs it")
 
 
-def test_the_curl_line_works_when_it_is_pasted(start):
+def test_the_curl_line_works_when_it_is_pasted(running):
     need("curl")
-    up = start(*FAKE)
-    curl = shlex.split(up.line("Try it"))
+    curl = shlex.split(running.line("Try it"))
     done = subprocess.run([*curl, "-sS"], capture_output=True, text=True, timeout=60, check=True)
     answer = json.loads(done.stdout)
-    assert answer["model"] == up.line("Model") == "fake"
+    assert answer["model"] == running.line("Model") == "fake"
     assert answer["choices"][0]["message"]["content"]
 
 
-def test_the_redis_cli_line_works_when_it_is_pasted(start):
+def test_the_redis_cli_line_works_when_it_is_pasted(running):
     need("redis-cli")
-    up = start(*FAKE)
-    redis_cli = up.line("Look in").split("   ")[0].split()
+    redis_cli = running.line("Look in").split("   ")[0].split()
     done = subprocess.run(
         [*redis_cli, "smembers", "qs:pools"],
         capture_output=True,
@@ -79,11 +88,10 @@ def test_the_redis_cli_line_works_when_it_is_pasted(start):
     assert done.stdout == "fake\n"
 
 
-def test_chat_and_status_find_it(start):
-    up = start(*FAKE)
+def test_chat_and_status_find_it(running):
     command = [sys.executable, "-m", "queueserve.cli"]
     done = subprocess.run(
-        [*command, "chat", "--url", up.url, "--message", "hello"],
+        [*command, "chat", "--url", running.url, "--message", "hello"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -92,7 +100,7 @@ def test_chat_and_status_find_it(start):
     assert done.stdout.strip()
     assert done.stderr == ""
     done = subprocess.run(
-        [*command, "chat", "--url", up.url, "--model", "other", "--message", "hello"],
+        [*command, "chat", "--url", running.url, "--model", "other", "--message", "hello"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -101,7 +109,7 @@ def test_chat_and_status_find_it(start):
     assert done.returncode == 1
     assert "'other' does not exist" in done.stderr
     done = subprocess.run(
-        [*command, "chat", "--url", up.url],
+        [*command, "chat", "--url", running.url],
         input="hello\n\nand again\n",
         capture_output=True,
         text=True,
@@ -110,7 +118,7 @@ def test_chat_and_status_find_it(start):
     )
     assert done.stdout.count("> ") == 4  # two questions, an empty line, the end of input
     done = subprocess.run(
-        [*command, "status", "--redis-url", f"redis://127.0.0.1:{up.redis_port}"],
+        [*command, "status", "--redis-url", f"redis://127.0.0.1:{running.redis_port}"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -221,13 +229,12 @@ def test_kill_9_leaves_nothing_behind_and_the_next_one_starts(start, until):
     assert httpx.get(f"{again.url}/ready").status_code == 200
 
 
-def test_a_second_one_in_the_same_directory_is_refused(start, tmp_path):
-    up = start(*FAKE)
-    second = start(*FAKE, ready=False)
+def test_a_second_one_in_the_same_directory_is_refused(running, start):
+    second = start(*FAKE, ready=False, data_dir=running.data_dir)
     assert second.end() == 1
-    assert f"{tmp_path}/redis is in use by another QueueServe" in second.said
-    assert f"(process {up.process.pid})" in second.said
-    assert httpx.get(f"{up.url}/ready").status_code == 200
+    assert f"{running.data_dir}/redis is in use by another QueueServe" in second.said
+    assert f"(process {running.process.pid})" in second.said
+    assert httpx.get(f"{running.url}/ready").status_code == 200
 
 
 def test_a_redis_of_ones_own_is_used_and_left_running(start, redis_server, redis_url, tmp_path):

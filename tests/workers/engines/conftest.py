@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import pytest_asyncio
-from model_files import write_byte_tokenizer, write_vicuna_like
+from model_files import write_byte_tokenizer, write_vicuna_like, write_wordy_llama
 from recorded_run import Run
 
 from workers.engines import machine
@@ -239,28 +238,10 @@ def random_llama(tmp_path_factory, write_model):
 
 @pytest.fixture(scope="session")
 def wordy_llama(tmp_path_factory, smollm2_gguf, converted_models):
-    """A random one with SmolLM2's tokenizer, a tenth as slow; its text never repeats itself."""
+    """A random one with SmolLM2's tokenizer."""
     pytest.importorskip("transformers")
-    import torch  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
-
-    whole = converted(smollm2_gguf, converted_models)
     directory = tmp_path_factory.mktemp("wordy")
-    shutil.copytree(
-        whole, directory, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
-    )
-    shape = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "initializer_range": 0.4,
-        "tie_word_embeddings": False,
-    }
-    torch.manual_seed(7)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(whole, **shape)).save_pretrained(directory)
+    write_wordy_llama(directory, converted(smollm2_gguf, converted_models))
     return directory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 
 def write_byte_tokenizer(directory):
@@ -118,3 +119,28 @@ def write_vicuna_like(directory):
     write_sentencepiece(directory / "tokenizer.model")
     model = LlamaForCausalLM(LlamaConfig(**config))
     write_shards(directory, model.half().state_dict())
+
+
+def write_wordy_llama(directory, other):
+    """A Llama with the tokenizer and template of the checkpoint `other`.
+
+    It is as large as its vocabulary makes it, so a step takes a few milliseconds. Its text never
+    repeats itself, so it tells where a sequence stands; a small trained model is soon in a loop.
+    """
+    import torch  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(other, directory, ignore=weights, dirs_exist_ok=True)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "initializer_range": 0.4,  # its likely tokens do not tie
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(7)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(other, **shape)).save_pretrained(directory)
