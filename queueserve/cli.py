@@ -21,6 +21,7 @@ from queueserve.options import (
     NAMES,
     REQUESTS,
     SECONDS,
+    Number,
     heartbeat_option,
     log_options,
     option,
@@ -235,7 +236,7 @@ def _order(order: Order, *, redis_url: str | None, prefix: str, on: str, within:
 @option("--url", default=f"http://{DEFAULT.host}:{DEFAULT.port}", help="The API server.")
 @option("--model", help="The model's name.  [default: the first one]")
 @option("--message", help="Ask this alone and print the answer.")
-@option("--temperature", type=click.FloatRange(0, 2), default=0.7, help="0 is always the same.")
+@option("--temperature", type=Number(0, 2), default=0.7, help="0 is always the same.")
 @option("--max-tokens", type=COUNT, default=512, help="The longest answer.")
 @option("--api-key", help="Where the server wants one.")
 def chat(

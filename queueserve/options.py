@@ -32,6 +32,19 @@ class _Positive(click.ParamType[float]):
         return number
 
 
+class Number(click.FloatRange):
+    """A number of a range; click's own takes "nan", which no bound refuses, and "inf"."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 class _Names(click.ParamType[tuple[str, ...]]):
     """Names with commas between them, or a JSON list of them, as FastChat's commands take it."""
 

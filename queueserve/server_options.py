@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from queueserve.options import COUNT, NAMES, SECONDS, option, options
+from queueserve.options import COUNT, NAMES, SECONDS, Number, option, options
 from queueserve.settings import ApiSettings
 
 PORT = click.IntRange(0, 65535)
@@ -70,7 +70,7 @@ request_options = options(
     ),
     option(
         "--response-ttl",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=DEFAULT.response_ttl,
         help="Seconds for which /v1/responses stores a response; 0: it stores none.",
     ),

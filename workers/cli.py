@@ -21,6 +21,7 @@ from queueserve.errors import (
 )
 from queueserve.options import (
     COUNT,
+    Number,
     heartbeat_option,
     log_options,
     option,
@@ -108,7 +109,7 @@ _engine_options = options(
         type=click.Path(file_okay=False, path_type=Path),
         help="Where converted weights are kept.",
     ),
-    option("--fake-tick", type=click.FloatRange(min=0), default=0.02, help="Seconds a step takes."),
+    option("--fake-tick", type=Number(min=0), default=0.02, help="Seconds a step takes."),
 )
 _queue_options = options(
     option(
@@ -119,19 +120,17 @@ _queue_options = options(
     ),
     option(
         "--stall-timeout",
-        type=click.FloatRange(min=1),
+        type=Number(min=1),
         default=300.0,
         help="Seconds without a step after which a busy engine counts as stuck: the worker ends.",
     ),
     option("--stream-interval", type=COUNT, default=1, help="Tokens in one chunk of a stream."),
     option(
         "--speed",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         help="Relative to the model's best worker; else measured.",
     ),
-    option(
-        "--grace", type=click.FloatRange(min=0), default=30.0, help="Seconds to finish at exit."
-    ),
+    option("--grace", type=Number(min=0), default=30.0, help="Seconds to finish at exit."),
 )
 
 

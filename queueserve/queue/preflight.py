@@ -29,7 +29,7 @@ async def check_at_start(url: str) -> None:
         for warning in await risks(redis):
             log.warning("Redis: %s", warning)
     except RedisUnavailableError as error:
-        log.info("Redis is not checked: %s", error.message)
+        log.warning("waiting for Redis: %s", error.message)
     finally:
         await redis.aclose()
 
@@ -85,7 +85,7 @@ async def _hello(redis: Redis) -> dict[str, str]:
     except ResponseError as error:
         if "unknown command" in str(error).lower():
             raise RedisConfigurationError(f"This Redis is older than 6; {_TOO_OLD}.") from error
-        if "NOAUTH" in str(error):
+        if "NOAUTH" in str(error) or "DB index" in str(error):  # of the URL: there are 16, say
             raise RedisConfigurationError(f"Redis refuses us: {error}") from error
         raise
     except RedisError as error:

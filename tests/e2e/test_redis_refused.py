@@ -80,6 +80,24 @@ def test_a_wrong_password_is_refused_at_start(cluster, redis_url, command):
     assert "Redis refuses us" in cluster.log()
 
 
+@pytest.mark.parametrize("command", [("queueserve.cli", "serve"), ("workers.cli",)])
+def test_a_database_that_redis_does_not_have_is_refused_at_start(cluster, redis_url, command):
+    url = f"{redis_url.rpartition('/')[0]}/9999"
+    engine = () if "serve" in command else ("--engine", "fake")
+    process = cluster.start(*command, *engine, "--redis-url", url, name="refused")
+    assert process.wait(60) == os.EX_CONFIG
+    assert "Redis refuses us: DB index is out of range" in cluster.log()
+
+
+async def test_that_no_redis_is_there_yet_is_worth_a_warning(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    await check_at_start(f"redis://127.0.0.1:{port}/0")  # nobody listens any more
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("waiting for Redis: Redis does not answer: Error 111")
+
+
 async def test_a_redis_that_may_lose_jobs_is_worth_a_warning(start_redis, caplog):
     port = start_redis("--maxmemory-policy", "allkeys-lru").port
     url = f"redis://127.0.0.1:{port}/0"

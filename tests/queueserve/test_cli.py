@@ -85,6 +85,15 @@ def test_a_duration_is_a_positive_number_of_seconds(run, command, option, value)
     assert f"Invalid value for '{option}'" in done.output
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_no_number_is_none_or_without_end(command):
+    for option in command.params:
+        if isinstance(option.type, click.types.FloatParamType):
+            for value in ("nan", "inf"):
+                with pytest.raises(click.BadParameter):
+                    option.type.convert(value, option, None)
+
+
 def test_a_value_from_the_environment_is_checked_like_any_other(run):
     done = run("serve", env={"QUEUESERVE_QUEUE_TIMEOUT": "soon"})
     assert done.exit_code == 2
