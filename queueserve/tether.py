@@ -10,20 +10,38 @@ on macOS.
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Self
 
 _SCRIPT = """
+pid=$1 grace=$2 born=$3
+is_there() {                    # the same process: another one may have its number by now
+  kill -0 "$pid" 2>/dev/null || return 1
+  [ -n "$born" ] || return 0
+  read -r stat < "/proc/$pid/stat" || return 1
+  set -- ${stat##*) }
+  [ "${20}" = "$born" ]
+}
 trap '' HUP INT TERM
 read -r line && exit 0          # a line: released; end of file: the parent is gone
-kill -TERM "$1" 2>/dev/null || exit 0
+is_there && kill -TERM "$pid" || exit 0
 n=0
-while [ "$n" -lt "$2" ]; do
+while [ "$n" -lt "$grace" ]; do
   sleep 1
-  kill -0 "$1" 2>/dev/null || exit 0
+  is_there || exit 0
   n=$((n + 1))
 done
-kill -KILL "$1" 2>/dev/null
+kill -KILL "$pid"
 """
+
+
+def _born(pid: int) -> str:
+    """When the process started, in the kernel's ticks; empty where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
 
 
 class Tether:
@@ -32,7 +50,7 @@ class Tether:
     def __init__(self, pid: int, *, grace: int = 30) -> None:
         # A session of its own: Ctrl-C in the terminal, or a signal to the group, must not end it.
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "queueserve-tether", str(pid), str(grace)],
+            ["/bin/sh", "-c", _SCRIPT, "queueserve-tether", str(pid), str(grace), _born(pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
