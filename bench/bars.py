@@ -207,4 +207,5 @@ def bars_table(runs: Sequence[Results]) -> str:
         for what, bar in bars.items()
     ]
     head = ["what", "beside Redis", "control", "bar"]
-    return table([*head, *(results["date"] for results in runs)], rows)
+    whose = [f"{results['date']}, {results['machine'].partition(',')[0]}" for results in runs]
+    return table([*head, *whose], rows)

@@ -59,14 +59,18 @@ def pooled(runs: Sequence[Results]) -> dict[str, dict[str, list[Report]]]:
 
 
 def draw(runs: Sequence[Results]) -> None:
-    """CPU a token in S3 and added time to the first token in S1, by chain; medians of all runs."""
+    """CPU a token in S3 and added time to the first token in S1, by chain.
+
+    Medians of the runs on the machine of the last one: times of two machines have no median.
+    """
     import matplotlib as mpl  # noqa: PLC0415 - the extra `bench`
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-    one, three = (pooled(runs).get(name, {}) for name in ("S1", "S3"))
+    together = pooled([run for run in runs if run["machine"] == runs[-1]["machine"]])
+    one, three = (together.get(name, {}) for name in ("S1", "S3"))
     cost = {name: median(reports, per_token) for name, reports in three.items()}
     base = median(one["bare"], lambda r: r["ttft_ms"]["p50"]) if "bare" in one else 0.0
     time = {
