@@ -6,13 +6,13 @@ import asyncio
 import base64
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import mul
 
 from msgspec.structs import replace
 
 from queueserve.encoding import encode
-from queueserve.errors import ContextLengthExceededError, InvalidRequestError
+from queueserve.errors import ContextLengthExceededError, EngineError, InvalidRequestError
 from queueserve.protocol import Answer, Answered, Event, Inputs, Job, Started
 from queueserve.queue.consumer import RESULT_KEPT, Assignment, Finish
 from workers.engines.base import Engine
@@ -110,6 +110,7 @@ class Answerer:
         vectors = await embedder.embed(tokens)
         if size < embedder.dimensions:
             vectors = [_shortened(vector, size) for vector in vectors]
+        _check(map(sum, vectors))
         rows = tuple(base64.b64encode(vector).decode() for vector in vectors)
         return Answer(rows, sum(map(len, tokens)))
 
@@ -176,6 +177,7 @@ class Answerer:
             self._fitted(pair.tokens, inputs, at)
             pairs.append(pair)
         scores = await scorer.score(pairs)
+        _check(scores)
         return Answer(tuple(scores), sum(len(pair.tokens) for pair in pairs))
 
     async def _cosines(
@@ -185,7 +187,14 @@ class Answerer:
         tokens = await self._ids(replace(inputs, items=tuple(unique)))
         vectors = dict(zip(unique, await embedder.embed(tokens), strict=True))
         scores = [sum(map(mul, vectors[one], vectors[other])) for one, other in texts]
+        _check(scores)
         return Answer(tuple(scores), sum(map(len, tokens)))
+
+
+def _check(numbers: Iterable[float]) -> None:
+    """Raise EngineError for what JSON has no number for: half precision may be too little."""
+    if not all(map(math.isfinite, numbers)):
+        raise EngineError("The model's answer is no number: it was computed with too few bits.")
 
 
 def _shortened(vector: array[float], size: int) -> array[float]:

@@ -11,11 +11,13 @@ import pytest
 
 from queueserve.errors import (
     ContextLengthExceededError,
+    EngineError,
     InvalidRequestError,
     NoWorkerError,
     RequestTimeoutError,
 )
 from queueserve.protocol import Answered, Inputs
+from workers.engines import fake
 from workers.engines.fake import FakeEngine
 from workers.engines.fake_tokens import BOS
 from workers.engines.fake_vectors import DIMENSIONS
@@ -130,6 +132,18 @@ async def test_scores_are_cosines_of_one_query_or_of_pairs(house, plane, ask):
     pairs = await answer(plane, ask("score", *TEXTS[:2], queries=TEXTS[2:]))
     expected = [cosine(vectors[2], vectors[0]), cosine(vectors[3], vectors[1])]
     assert list(pairs.rows) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["embed", "score"])
+async def test_what_is_no_number_is_an_error_and_no_answer(
+    house, plane, ask, monkeypatch, *, kind, number
+):
+    monkeypatch.setattr(fake, "vector_of", lambda _: array("f", [0.5, number, 0.5]))
+    await house.worker()
+    queries = ("the queue",) if kind == "score" else ()
+    with pytest.raises(EngineError, match="is no number"):
+        await answer(plane, ask(kind, "the worker", queries=queries))
 
 
 async def test_tokens_and_back(house, plane, ask):
