@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
+from queueserve.api.app import create_app
 from queueserve.api.limits import (
     MAX_CHARS,
     MAX_INPUT_CHARS,
@@ -98,9 +99,14 @@ FIELDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def schemas():
+    """Those of /openapi.json, which takes a second to make."""
+    return create_app(ApiSettings()).openapi()["components"]["schemas"]
+
+
 @pytest.mark.parametrize("name", FIELDS)
-async def test_the_document_says_how_large_a_field_may_be(http, name):
-    schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
+def test_the_document_says_how_large_a_field_may_be(schemas, name):
     for field in FIELDS[name]:
         whole = schemas[name]["properties"][field]
         found = list(parts(whole, schemas)) if field != "messages" else [*whole["anyOf"]]
@@ -126,8 +132,7 @@ ASKED = {"input": "a", "messages": [{"role": "user", "content": "a"}], "max_toke
 
 
 @pytest.mark.parametrize("path", TOOLS)
-async def test_as_many_tools_as_the_document_says_and_with_such_names(http, path):
-    schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
+async def test_as_many_tools_as_the_document_says_and_with_such_names(http, schemas, path):
     request = {"chat": "ChatCompletion", "responses": "Responses", "messages": "Messages"}
     tools = schemas[request[path.split("/")[2]] + "Request"]["properties"]["tools"]
     [names] = {one["pattern"] for one in parts(tools, schemas) if "pattern" in one}
