@@ -147,6 +147,8 @@ class _Reading(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # uvicorn leaves it where there was an error
 
     def send_400_response(self, msg: str) -> None:
+        if self._answering():
+            msg = "What follows the request is none: is its body longer than its Content-Length?"
         self._refuse(400, msg, "invalid_http")
 
     def _in_service(self) -> bool:
@@ -188,7 +190,7 @@ class _Reading(HttpToolsProtocol):
     def _refuse(self, status: int, message: str, code: str) -> None:
         self._end()
         log.info("%s: %d, %s", self.client, status, message)
-        if self._answering():
+        if self._answering() and (self.cycle.response_started or self.pipeline):
             self.transport.close()
             return
         body = error_body(status, message, code=code)

@@ -270,6 +270,26 @@ async def test_what_is_no_http_is_a_400(echo):
     error_of(await all_of(reader), b"400", "invalid_http")
 
 
+WHOLE = POST + b"content-length: 5\r\n\r\nhello"
+
+
+@pytest.mark.parametrize("read_timeout", [LONG])
+async def test_a_body_longer_than_its_length_is_a_400_that_says_so(echo):
+    reader, writer = await echo.connect()
+    writer.write(WHOLE + b'"}')  # who counts characters, and not bytes
+    answer = await all_of(reader)
+    error_of(answer, b"400", "invalid_http")
+    assert b"is its body longer than its Content-Length?" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("read_timeout", [LONG])
+async def test_of_several_requests_none_is_answered_with_what_is_wrong_with_a_later_one(echo):
+    reader, writer = await echo.connect()
+    writer.write(WHOLE + WHOLE + b'"}')
+    assert await all_of(reader) == b""
+
+
 OFFER = (
     b"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
     b"http2-settings: AAEAAEAAAAIAAAAB\r\n"
