@@ -13,7 +13,8 @@ from tables import Report, Results, growth, median, per_request, per_token, tabl
 Chains: TypeAlias = dict[str, list[Report]]  # of one scenario, by name
 
 
-_SMALL = 0.1  # below it two digits behind the point say too little
+_SMALL = 1  # below it two digits behind the point say too little
+_ONE_PERCENT = 0.01
 _ONE_EACH = "1 API server, 1 worker, 1 token a step"
 
 
@@ -33,8 +34,12 @@ class Bar:
         """Met or missed, and by how much."""
         if self.short <= 0:
             further = ", the stretch too" if self.stretched else ""
-            return f"{self.seen}: met{further}, {-self.short:.0%} to spare"
-        return f"{self.seen}: **missed by {self.short:.0%}**"
+            return f"{self.seen}: met{further}, {_percent(-self.short)} to spare"
+        return f"{self.seen}: **missed by {_percent(self.short)}**"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= _ONE_PERCENT else f"{share:.2%}"
 
 
 def _bar(
