@@ -10,13 +10,17 @@ import functools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from queueserve.errors import EngineError
 from workers.engines.fingerprint import fingerprint
+
+_PATIENCE = 1800.0  # seconds for another process to convert: more than the largest model takes
+_LOOK = 0.1  # seconds between two looks
 
 
 def default_cache_dir() -> Path:
@@ -29,8 +33,8 @@ def converted(gguf: Path, cache_dir: Path) -> Path:
     """The directory in `cache_dir` with the model of this GGUF file; made if it is not there.
 
     It is named by the file's name and contents, so another version of the file gets its own. Blocks
-    for some seconds the first time; of several processes that want the same model, one converts.
-    Raises EngineError.
+    for some seconds the first time; of several processes that want the same model, one converts,
+    and the others wait half an hour at most. Raises EngineError.
     """
     if not gguf.is_file():
         raise EngineError(f"there is no file {gguf}")
@@ -143,6 +147,22 @@ def mend_decoder(tokenizer: Any) -> None:
 
 @contextmanager
 def _only_process(lock: Path) -> Iterator[None]:
+    """Wait until no other process converts. One that dies lets go; one that is stopped does not."""
+    until = time.monotonic() + _PATIENCE
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _locked(file):
+            if time.monotonic() > until:
+                raise EngineError(
+                    f"another process has not converted the model in {_PATIENCE:.0f} s: "
+                    f"end it (it holds {lock})"
+                )
+            time.sleep(_LOOK)
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import threading
 import time
@@ -72,6 +73,21 @@ def test_what_is_converted_is_the_file_which_is_read_once(tmp_path, monkeypatch)
     tokens = tokenizer.encode("hello", add_special_tokens=False)
     assert tokens == [258, 2 + ord("l"), 259]
     assert tokenizer.decode(tokens) == "hello"
+
+
+def test_a_process_that_never_converts_is_not_waited_for_for_ever(
+    tmp_path, gguf, slow, monkeypatch
+):
+    monkeypatch.setattr(conversion, "_PATIENCE", 0.3)
+    made = converted(gguf, tmp_path / "first").name
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with (cache / f".{made}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(EngineError, match="another process has not converted"):
+            converted(gguf, cache)
+    assert converted(gguf, cache).is_dir()
+    assert len(slow) == 2
 
 
 @pytest.mark.parametrize("byte_level", [True, False])
