@@ -5,22 +5,20 @@ Reading a GGUF file takes transformers some ten seconds, so what comes out is ke
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from queueserve.errors import EngineError
+from queueserve.pidlock import PidLock
 from workers.engines.fingerprint import fingerprint
 
 _PATIENCE = 1800.0  # seconds for another process to convert: more than the largest model takes
-_LOOK = 0.1  # seconds between two looks
 
 
 def default_cache_dir() -> Path:
@@ -148,21 +146,10 @@ def mend_decoder(tokenizer: Any) -> None:
 @contextmanager
 def _only_process(lock: Path) -> Iterator[None]:
     """Wait until no other process converts. One that dies lets go; one that is stopped does not."""
-    until = time.monotonic() + _PATIENCE
-    with lock.open("w") as file:
-        while not _locked(file):
-            if time.monotonic() > until:
-                raise EngineError(
-                    f"another process has not converted the model in {_PATIENCE:.0f} s: "
-                    f"end it (it holds {lock})"
-                )
-            time.sleep(_LOOK)
+    with PidLock(lock) as held:
+        if not held.take(within=_PATIENCE):
+            raise EngineError(
+                f"another process has not converted the model in {_PATIENCE:.0f} s: "
+                f"end it (it holds {lock})"
+            )
         yield
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
